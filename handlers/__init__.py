@@ -1,0 +1,18 @@
+"""Handlers for any Ignite Engine."""
+
+from ultimus_ignite.handlers.batch_logger import BatchLogger
+from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.checkpointer import Checkpointer
+from ultimus_ignite.handlers.curve_renderer import CurveRenderer
+from ultimus_ignite.handlers.history import History
+from ultimus_ignite.handlers.one_cycle import OneCycleScheduler
+
+__all__ = [
+    "BatchLogger",
+    "CheckpointError",
+    "CheckpointStore",
+    "Checkpointer",
+    "CurveRenderer",
+    "History",
+    "OneCycleScheduler",
+]

@@ -1,0 +1,140 @@
+"""The curves of a run, drawn at its end."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ignite.engine import Engine, Events
+from typing_extensions import Self
+
+from ultimus_ignite.handlers.history import History, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = (
+    ("train_loss", "Training loss"),
+    ("test_loss", "Test loss"),
+    ("train_accuracy", "Training accuracy"),
+    ("test_accuracy", "Test accuracy"),
+)
+
+
+class CurveRenderer:
+    """Draws a `History` at the end of a run, also of one that is interrupted.
+
+    A picture that cannot be drawn or written is a warning, never the end of a run.
+
+    =============  =========
+    Event          Method
+    =============  =========
+    ``COMPLETED``  `render`
+    =============  =========
+
+    ``COMPLETED`` also follows ``terminate()``.
+
+    Args:
+        history: what is drawn.
+        path: the PNG to write.
+        title: stands above the panels.
+        writer: a tensorboardX ``SummaryWriter`` that gets the same picture, under ``curves``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> trainer = Engine(lambda engine, batch: 1.0 / engine.state.iteration)
+        >>> history = History(optimizer).attach(trainer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = CurveRenderer(history, path=Path(folder) / "curves.png").attach(trainer)
+        ...     _ = trainer.run(range(5), max_epochs=3)
+        ...     sorted(os.listdir(folder))
+        ['curves.png']
+    """
+
+    def __init__(
+        self, history: History, *, path: Path | str, title: str = "", writer: Any = None
+    ) -> None:
+        self.history = history
+        self.path = Path(path)
+        self.title = title
+        self.writer = writer
+
+    def attach(self, engine: Engine) -> Self:
+        """Attach to a trainer, after `History`."""
+        engine.add_event_handler(Events.COMPLETED, self.render)
+        return self
+
+    def render(self) -> None:
+        """Draw what the history holds."""
+        try:
+            figure = draw_curves(self.history.rows, self.history.rates, title=self.title)
+            save_figure(figure, self.path)
+            if self.writer is not None:
+                import numpy as np
+
+                pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+                epoch = len(self.history.rows)
+                self.writer.add_image("curves", pixels, epoch, dataformats="HWC")
+        except Exception as error:  # whatever it is, the trained model is worth more
+            warnings.warn(f"could not draw {self.path}: {error}", stacklevel=2)
+
+
+def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str = "") -> "Figure":
+    """Four panels over the epochs, and the learning rate below them.
+
+    Args:
+        rows: one dict an epoch, as in ``history.csv``.
+        rates: learning rate of every iteration; where there is none, each epoch's first is drawn.
+        title: stands above the panels.
+
+    Example:
+        >>> row = dict(epoch=1, iteration=3, lr=0.1, train_loss=1.0, train_accuracy=0.5,
+        ...            test_loss=None, test_accuracy=None, seconds=1.0)
+        >>> [axes.get_title(loc="left") for axes in draw_curves([row]).axes][:2]
+        ['Training loss', 'Test loss']
+    """
+    # Imported here: 0.4 s that only the end of a run needs. Never pyplot: its figures are global.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.6))
+    epochs = [row["epoch"] for row in rows]
+    for index, (column, name) in enumerate(PANELS):
+        axes = figure.add_subplot(grid[divmod(index, 2)])
+        axes.set_title(name, loc="left")
+        values = [row[column] for row in rows]
+        if any(value is not None for value in values):
+            last = next(value for value in reversed(values) if value is not None)
+            is_share = column.endswith("accuracy")
+            axes.plot(epochs, [float("nan") if v is None else v for v in values], marker=".")
+            axes.set_title(f"{last:.2%}" if is_share else f"{last:.4f}", loc="right")
+            if is_share:
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        else:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    axes = figure.add_subplot(grid[2, :])
+    axes.set_title("Learning rate", loc="left")
+    if rates:
+        axes.plot(range(1, len(rates) + 1), rates)
+        axes.set_xlabel("iteration")
+    else:
+        axes.plot(epochs, [row["lr"] for row in rows], marker=".")
+        axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG so that a reader meets the old picture or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)

@@ -1,0 +1,190 @@
+"""One-cycle learning rate and momentum, as a function of the iteration."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from ignite.engine import Engine, Events
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+from typing_extensions import Self
+
+
+class Curve(NamedTuple):
+    """What a schedule will do: one row an iteration, one column a parameter group."""
+
+    rates: list[list[float]]
+    momenta: list[list[float]]  # SGD's momentum or Adam's beta1; empty rows where neither is cycled
+
+
+class OneCycleScheduler:
+    """Sets the rate (and momentum) of iteration i to those of torch's `OneCycleLR` at i - 1.
+
+    The value is computed from the iteration alone, in constant time: there is nothing to save,
+    nothing to replay, and a run that is resumed at iteration i goes on with the rate it would
+    have had. The length of the cycle is the run's own: ``max_epochs x epoch_length``.
+
+    ====================  ===========
+    Event                 Method
+    ====================  ===========
+    ``STARTED``           `reset`
+    ``ITERATION_STARTED`` `update`
+    ====================  ===========
+
+    Args:
+        optimizer: its parameter groups are written to.
+        max_lr: the peak rate, one for all groups or one a group.
+        total_steps: number of iterations of the cycle; when given, it must equal the run's.
+        pct_start: share of the cycle spent rising, in [0, 1].
+        anneal_strategy: ``"cos"`` or ``"linear"``.
+        cycle_momentum: also move momentum (SGD) or beta1 (Adam), against the rate.
+        base_momentum: momentum at the peak rate.
+        max_momentum: momentum at both ends.
+        div_factor: ``max_lr / div_factor`` is the first rate.
+        final_div_factor: the first rate divided by it is the last rate.
+        three_phase: fall back to the first rate symmetrically before annealing to the last.
+
+    Raises:
+        ValueError: an argument is out of range (torch's own checks); at ``STARTED``: the run's
+            length is unknown or differs from ``total_steps``; at ``ITERATION_STARTED``: the run
+            goes beyond the end of the cycle.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        >>> trainer = Engine(lambda engine, batch: optimizer.param_groups[0]["lr"])
+        >>> _ = OneCycleScheduler(optimizer, max_lr=1.0, div_factor=10.0).attach(trainer)
+        >>> trainer.run(range(10), max_epochs=1).output  # the last of ten rates
+        1e-05
+
+    Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        max_lr: float | Sequence[float],
+        total_steps: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.85,
+        max_momentum: float | Sequence[float] = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+    ) -> None:
+        self.optimizer = optimizer
+        self.total_steps = total_steps
+        self._options: dict[str, Any] = {
+            "max_lr": max_lr,
+            "pct_start": pct_start,
+            "anneal_strategy": anneal_strategy,
+            "cycle_momentum": cycle_momentum,
+            "base_momentum": base_momentum,
+            "max_momentum": max_momentum,
+            "div_factor": div_factor,
+            "final_div_factor": final_div_factor,
+            "three_phase": three_phase,
+        }
+        # Any long cycle will do to have torch check the options now rather than at STARTED.
+        self._cycle = _Cycle(optimizer, total_steps or 10_007, self._options)
+
+    def attach(self, engine: Engine) -> Self:
+        """Attach to a trainer whose iterations are optimizer steps."""
+        engine.add_event_handler(Events.STARTED, self.reset)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.update)
+        return self
+
+    def reset(self, engine: Engine) -> None:
+        """Fit the cycle to the run's length."""
+        self._cycle = _Cycle(self.optimizer, self._run_length(engine), self._options)
+
+    def update(self, engine: Engine) -> None:
+        """Write the rate and momentum of this iteration into the optimizer."""
+        step = engine.state.iteration - 1
+        if step >= self._cycle.total_steps:
+            raise ValueError(
+                f"iteration {step + 1} lies beyond the {self._cycle.total_steps} steps of the "
+                f"one-cycle schedule: run no further than max_epochs x epoch_length"
+            )
+        for group, values in zip(self.optimizer.param_groups, self._cycle.at(step), strict=True):
+            group.update(values)
+
+    def simulate(self, total_steps: int | None = None) -> Curve:
+        """The whole curve, without training.
+
+        Args:
+            total_steps: length of the cycle; the one given to the constructor when left out.
+
+        Raises:
+            ValueError: no length is known.
+        """
+        total_steps = total_steps or self.total_steps
+        if total_steps is None:
+            raise ValueError("simulate needs total_steps: max_epochs x epoch_length")
+        cycle = _Cycle(self.optimizer, total_steps, self._options)
+        rows = [cycle.at(step) for step in range(total_steps)]
+        return Curve(
+            rates=[[group["lr"] for group in row] for row in rows],
+            momenta=[[_momentum(group) for group in row if len(group) > 1] for row in rows],
+        )
+
+    def _run_length(self, engine: Engine) -> int:
+        state = engine.state
+        if state.max_epochs is not None and state.epoch_length is not None:
+            length = state.max_epochs * state.epoch_length
+            source = f"max_epochs x epoch_length = {state.max_epochs} x {state.epoch_length}"
+        elif state.max_iters is not None:
+            length = state.max_iters
+            source = f"max_iters = {state.max_iters}"
+        elif self.total_steps is not None:
+            return self.total_steps
+        else:
+            raise ValueError(
+                "the one-cycle schedule needs the run's length: give epoch_length to run(), "
+                "or total_steps to OneCycleScheduler"
+            )
+        if self.total_steps not in (None, length):
+            raise ValueError(
+                f"total_steps = {self.total_steps}, but {source} = {length}: "
+                "leave total_steps out and the run's length is taken"
+            )
+        return int(length)
+
+
+class _Cycle:
+    """torch's `OneCycleLR` over a stand-in optimizer, asked for any step in any order."""
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, options: dict[str, Any]) -> None:
+        self.total_steps = total_steps
+        self._keys = ["lr"]
+        if options["cycle_momentum"]:
+            self._keys.append("betas" if "betas" in optimizer.defaults else "momentum")
+        groups = [
+            {"params": [torch.zeros(1)], **{key: group[key] for key in self._keys if key in group}}
+            for group in optimizer.param_groups
+        ]
+        self._stand_in = Optimizer(groups, dict(optimizer.defaults))
+        try:
+            self._schedule = OneCycleLR(self._stand_in, total_steps=total_steps, **options)
+        except ZeroDivisionError:
+            raise ValueError(
+                f"pct_start x total_steps = {options['pct_start']} x {total_steps} leaves a phase "
+                "of zero length: change pct_start or train for more iterations"
+            ) from None
+        # get_lr is closed in last_epoch; the flag tells torch that it is called on purpose.
+        self._schedule._get_lr_called_within_step = True  # type: ignore[attr-defined]
+
+    def at(self, step: int) -> list[dict[str, Any]]:
+        self._schedule.last_epoch = step
+        for group, rate in zip(
+            self._stand_in.param_groups, self._schedule.get_lr(), strict=True
+        ):
+            group["lr"] = rate
+        return [{key: group[key] for key in self._keys} for group in self._stand_in.param_groups]
+
+
+def _momentum(group: dict[str, Any]) -> float:
+    return float(group["betas"][0] if "betas" in group else group["momentum"])

@@ -1,0 +1,15 @@
+"""`handlers/` stands at the top of the repository and is installed as `ultimus_ignite.handlers`."""
+
+from setuptools import setup
+
+setup(
+    packages=[
+        "ultimus_ignite",
+        "ultimus_ignite.commands",
+        "ultimus_ignite.data",
+        "ultimus_ignite.handlers",
+        "ultimus_ignite.modules",
+    ],
+    package_dir={"ultimus_ignite.handlers": "handlers"},
+    package_data={"ultimus_ignite": ["py.typed"]},
+)

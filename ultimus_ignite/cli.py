@@ -1,0 +1,101 @@
+"""The commands `train-cifar` and `ultimus`, and how they end."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, NoReturn, TypeVar
+
+from ultimus_ignite.recipe import RecipeError
+from ultimus_ignite.run_directory import RunDirectoryError
+
+Arguments = TypeVar("Arguments")
+
+
+class ExitCode(IntEnum):
+    """What scripts may rely on."""
+
+    DONE = 0
+    INTERNAL = 1
+    BAD_INPUT = 2
+    CHECKPOINT_REFUSED = 3
+    NON_FINITE = 4
+    INTERRUPTED = 130  # 128 + SIGINT
+    TERMINATED = 143  # 128 + SIGTERM
+
+
+class UserError(Exception):
+    """A mistake on the command line; one line that says what is wrong and what would do."""
+
+
+def train_cifar() -> NoReturn:
+    """Entry point of ``train-cifar``."""
+    from ultimus_ignite.commands import train
+
+    sys.exit(call(train.main, "train-cifar", sys.argv[1:]))
+
+
+def ultimus() -> NoReturn:
+    """Entry point of ``ultimus SUBCOMMAND``."""
+    from ultimus_ignite import commands
+
+    sys.exit(call(commands.main, "ultimus", sys.argv[1:]))
+
+
+def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequence[str]) -> int:
+    """Run a command and turn how it ended into an exit code and at most one line.
+
+    Args:
+        command: called with its name and its arguments.
+        prog: its name in messages.
+        argv: its arguments; ``--debug`` among them asks for tracebacks.
+    """
+    try:
+        command(prog, argv)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        code = exit_code(error)
+        if code == ExitCode.INTERNAL or "--debug" in argv:
+            raise
+        message = " ".join(str(error).split())
+        with contextlib.suppress(OSError):
+            print(f"{prog}: {message}", file=sys.stderr)
+        return code
+    return ExitCode.DONE
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """The exit code that an exception stands for."""
+    if isinstance(error, UserError | RecipeError | RunDirectoryError):
+        return ExitCode.BAD_INPUT
+    from ultimus_ignite.data.sources import DataError  # imports torch: only once something failed
+    from ultimus_ignite.handlers import CheckpointError
+
+    if isinstance(error, DataError):
+        return ExitCode.BAD_INPUT
+    if isinstance(error, CheckpointError):
+        return ExitCode.CHECKPOINT_REFUSED
+    return ExitCode.INTERNAL
+
+
+def parse(arguments: type[Arguments], prog: str, argv: Sequence[str], default: Any = None) -> Any:
+    """Flags from a dataclass by tyro, with its boxed complaints as one line.
+
+    Raises:
+        UserError: an argument is unknown, missing or malformed.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(arguments, prog=prog, args=list(argv), default=default)
+    except SystemExit as end:
+        if end.code != ExitCode.BAD_INPUT:
+            raise
+    rows = [row.strip("│ ") for row in complaint.getvalue().splitlines()[1:]]
+    message = rows[: next((i for i, row in enumerate(rows) if not row.strip("─╰╯")), None)]
+    raise UserError(f"{' '.join(message)} ({prog} --help lists all flags)")

@@ -1,0 +1,1 @@
+"""The subcommands of `ultimus`, one file each."""

@@ -1,0 +1,52 @@
+"""`train-cifar`: one run, from a recipe and flags."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ultimus_ignite.cli import parse
+from ultimus_ignite.recipe import RECIPES, Recipe
+from ultimus_ignite.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train an image classifier; every field of the recipe is a flag.
+
+    Exit codes: 0 done, 1 internal, 2 bad flag, data or path, 3 checkpoint refused,
+    4 non-finite loss, 130 interrupted, 143 terminated.
+    """
+
+    flags: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: Literal["classic"] = "classic"
+    """Named recipe that the other flags start from."""
+    out: Path | None = None
+    """Folder of the run; runs/RECIPE when left out."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out; start anew where there is none."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the traceback of an error."""
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Parse, open the run directory, and only then load torch and train."""
+    arguments = parse_arguments(prog, argv)
+    out = arguments.out or Path("runs") / arguments.recipe
+    with RunDirectory(out).open(resume=arguments.resume) as directory:
+        from ultimus_ignite.run import run
+
+        run(arguments.flags, directory)
+
+
+def parse_arguments(prog: str, argv: Sequence[str]) -> TrainArguments:
+    """The recipe is read first: its fields are the defaults of all other flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", default="classic")
+    name = first.parse_known_args([*argv])[0].recipe
+    default = TrainArguments(RECIPES[name], name) if name in RECIPES else TrainArguments(Recipe())
+    arguments: TrainArguments = parse(TrainArguments, prog, argv, default)
+    return arguments

@@ -1,0 +1,1 @@
+"""Images on the device as uint8, and batch k as a pure function of (seed, k)."""

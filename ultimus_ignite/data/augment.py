@@ -1,0 +1,150 @@
+"""Augmentation of a whole batch at once, on its device.
+
+Shape letters: B images of a batch, C channels, H and W height and width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HOLE_VALUE = 0.473  # fills a cutout after normalisation, as in the seed
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green, blue: torchvision's rgb_to_grayscale
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 images to floats of mean 0 and variance 1 per channel.
+
+    Args:
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+
+    Example:
+        >>> Normalize((0.5,) * 3, (0.25,) * 3)(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+        tensor([[[[2.]],
+        <BLANKLINE>
+                 [[2.]],
+        <BLANKLINE>
+                 [[2.]]]])
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` uint8 -> the same shape, float32."""
+        scale, shift = self.scale_and_shift(images.device)
+        return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+    def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``normalised = scale * uint8 + shift``, each of shape (C,)."""
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
+        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for each image of a batch; every field has shape (B,)."""
+
+    top: Tensor  # row of the crop in the padded image
+    left: Tensor
+    flip: Tensor  # bool
+    hole_top: Tensor  # row of the hole; it lies wholly inside the image
+    hole_left: Tensor
+    hole: Tensor  # bool
+    grey: Tensor  # bool
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Reflected padding and random crop, flip, grey, normalisation, cutout: in this order.
+
+    Args:
+        normalize: the normalisation that follows the colours.
+        crop_padding: pixels reflected on each side before the crop.
+        flip: probability of a horizontal flip.
+        cutout: probability of one square hole, filled with 0.473 after normalisation.
+        cutout_size: side of the hole, in pixels.
+        grey: probability of removing the colour.
+
+    Example:
+        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3))
+        >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> draws = augment.draw(images.shape, torch.Generator().manual_seed(0))
+        >>> augment(images, draws).shape
+        torch.Size([4, 3, 32, 32])
+    """
+
+    normalize: Normalize
+    crop_padding: int = 2
+    flip: float = 0.5
+    cutout: float = 0.5
+    cutout_size: int = 8
+    grey: float = 0.5
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
+        """Draw for a batch of images of ``shape`` (B, C, H, W)."""
+        batch, _, height, width = shape
+        u = torch.rand(7, batch, generator=generator)
+        offsets = 2 * self.crop_padding + 1
+        return Draws(
+            top=(u[0] * offsets).long(),
+            left=(u[1] * offsets).long(),
+            flip=u[2] < self.flip,
+            hole_top=(u[3] * (height - self.cutout_size + 1)).long(),
+            hole_left=(u[4] * (width - self.cutout_size + 1)).long(),
+            hole=u[5] < self.cutout,
+            grey=u[6] < self.grey,
+        )
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """``(B, C, H, W)`` uint8 -> the same shape, float32, normalised."""
+        return self._cut(self._colour(self._crop_and_flip(images, draws), draws), draws)
+
+    def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
+        """Reflection, crop and flip only move pixels: all three are one gather over H x W."""
+        height, width = images.shape[-2:]
+        rows = _reflected(draws.top - self.crop_padding, height)  # (B, H)
+        columns = _reflected(draws.left - self.crop_padding, width)
+        columns = torch.where(draws.flip.view(-1, 1), columns.flip(1), columns)
+        source = rows.mul_(width).unsqueeze(2) + columns.unsqueeze(1)  # (B, H, W)
+        source = source.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+        return images.flatten(2).gather(2, source).view_as(images)
+
+    def _colour(self, images: Tensor, draws: Draws) -> Tensor:
+        """Grey and normalisation as one affine map of the colours of each image."""
+        if self.grey == 0:
+            return self.normalize(images)
+        scale, shift = self.normalize.scale_and_shift(images.device)
+        keep = torch.eye(3, device=images.device)
+        mix = torch.tensor(GREY_WEIGHTS, device=images.device).expand(3, 3)
+        colours = torch.where(draws.grey.view(-1, 1, 1), mix, keep) * scale.view(3, 1)
+        colours = colours.contiguous()  # (B, 3, 3); strided matrices multiply 20 times slower
+        flat = torch.baddbmm(shift.view(1, 3, 1), colours, images.flatten(2).float())
+        return flat.view_as(images)
+
+    def _cut(self, images: Tensor, draws: Draws) -> Tensor:
+        if self.cutout == 0:
+            return images
+        height, width = images.shape[-2:]
+        in_rows = _spans(draws.hole_top, self.cutout_size, height) & draws.hole.view(-1, 1)
+        in_columns = _spans(draws.hole_left, self.cutout_size, width)
+        hole = in_rows.unsqueeze(2) & in_columns.unsqueeze(1)  # (B, H, W)
+        return images.masked_fill_(hole.unsqueeze(1), HOLE_VALUE)
+
+
+def _reflected(start: Tensor, size: int) -> Tensor:
+    """``(B, size)`` positions from start on, reflected at both borders: -1 is 1, size is size - 2."""
+    positions = (start.view(-1, 1) + torch.arange(size, device=start.device)).abs_()
+    return torch.minimum(positions, 2 * (size - 1) - positions)
+
+
+def _spans(start: Tensor, length: int, size: int) -> Tensor:
+    """``(B, size)`` bool: which positions lie in the span of ``length`` that begins at start."""
+    positions = torch.arange(size, device=start.device)
+    offset = positions - start.view(-1, 1)
+    return (offset >= 0) & (offset < length)

@@ -1,0 +1,117 @@
+"""The batches of a run: batch k is a pure function of (seed, k)."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ultimus_ignite.data.augment import Augment
+from ultimus_ignite.seeding import derive_seed
+
+
+class Batch(NamedTuple):
+    """``(images, labels)`` with the 0-based iteration that they belong to."""
+
+    images: Tensor
+    labels: Tensor
+    iteration: int
+
+
+class TrainingStream:
+    """Endless training batches, beginning at any iteration.
+
+    Epoch e visits the images in ``randperm`` order seeded by (seed, e); the last batch of an
+    epoch keeps what is left over. The augmentation of batch k is seeded by (seed, k). So a run
+    that starts at iteration k sees what the unbroken run would have seen from there.
+
+    Args:
+        images: uint8 ``(N, 3, H, W)``, on the device that trains.
+        labels: int64 ``(N,)``, on the same device.
+        batch_size: images a batch.
+        seed: the run's seed.
+        augment: applied to every batch.
+
+    Raises:
+        ValueError: there are no images.
+
+    Example:
+        >>> from ultimus_ignite.data.augment import Normalize
+        >>> images, labels = torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10)
+        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3))
+        >>> stream = TrainingStream(images, labels, batch_size=4, seed=1, augment=augment)
+        >>> stream.epoch_length, [len(stream.batch(k).labels) for k in range(4)]
+        (3, [4, 4, 2, 4])
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, *, batch_size: int, seed: int, augment: Augment
+    ) -> None:
+        if len(images) == 0:
+            raise ValueError("there are no training images")
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.epoch_length = math.ceil(len(images) / batch_size)
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # of the epoch last asked for
+
+    def starting_at(self, iteration: int) -> Iterator[Batch]:
+        """Batches ``iteration``, ``iteration + 1``, ... without end."""
+        while True:
+            yield self.batch(iteration)
+            iteration += 1
+
+    def batch(self, iteration: int) -> Batch:
+        """The batch of one 0-based iteration."""
+        epoch, step = divmod(iteration, self.epoch_length)
+        start = step * self.batch_size
+        index = self.order(epoch)[start : start + self.batch_size]
+        images = self.images[index]
+        draws = self.augment.draw(images.shape, self._generator("augment", iteration))
+        return Batch(self.augment(images, draws.to(images.device)), self.labels[index], iteration)
+
+    def order(self, epoch: int) -> Tensor:
+        """The order in which a 0-based epoch visits the images."""
+        if self._order[0] != epoch:
+            order = torch.randperm(len(self.images), generator=self._generator("order", epoch))
+            self._order = (epoch, order.to(self.images.device))
+        return self._order[1]
+
+    def _generator(self, purpose: str, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, purpose, index))
+
+
+class EvaluationBatches:
+    """Every image exactly once, in order, the last batch partial.
+
+    Example:
+        >>> images, labels = torch.zeros(5, 3, 2, 2, dtype=torch.uint8), torch.arange(5)
+        >>> batches = EvaluationBatches(images, labels, batch_size=2, normalize=torch.Tensor.float)
+        >>> len(batches), [y.tolist() for _, y in batches]
+        (3, [[0, 1], [2, 3], [4]])
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        normalize: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pairs = zip(
+            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
+        )
+        return ((self.normalize(images), labels) for images, labels in pairs)

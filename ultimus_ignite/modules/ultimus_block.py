@@ -1,0 +1,65 @@
+"""The attention block of the seed, as a layer for any model.
+
+Shape letters: B images of a batch, N tokens, D features, K key dimensions.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class UltimusBlock(nn.Module):
+    """Single-head attention with a narrow key space: queries, keys and values of ``key_dim`` each.
+
+    One image's output never depends on the other images of its batch.
+
+    Args:
+        dim: number of features D of input and output.
+        key_dim: number of key dimensions K.
+        over: what attends to what.
+            ``"features"``: inside one vector, the K key dimensions attend to each other:
+            ``A = softmax(q^T k / sqrt(K))`` is a K x K matrix and ``z = v A``, as the assignment
+            defines it. The softmax
+            runs over the index that ``v A`` sums, so each number of ``z`` is a weighted mean of v.
+            ``"tokens"``: scaled dot-product attention between the N tokens of one image
+            (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    Raises:
+        ValueError: ``dim`` or ``key_dim`` is not positive, or ``over`` is none of the two.
+
+    Shape:
+        ``(..., D) -> (..., D)`` over features, ``(B, N, D) -> (B, N, D)`` over tokens.
+
+    Example:
+        >>> import torch
+        >>> block = UltimusBlock(48, 8)
+        >>> block(torch.zeros(2, 48)).shape
+        torch.Size([2, 48])
+        >>> sum(p.numel() for p in block.parameters())  # 3 x 48 x 8 + 8 x 48 + 48
+        1584
+    """
+
+    def __init__(
+        self, dim: int, key_dim: int, *, over: Literal["features", "tokens"] = "features"
+    ) -> None:
+        super().__init__()
+        if dim < 1 or key_dim < 1:
+            raise ValueError(f"dim and key_dim must be positive, got {dim} and {key_dim}")
+        if over not in ("features", "tokens"):
+            raise ValueError(f"over must be 'features' or 'tokens', got {over!r}")
+        self.over = over
+        self.query = nn.Linear(dim, key_dim, bias=False)
+        self.key = nn.Linear(dim, key_dim, bias=False)
+        self.value = nn.Linear(dim, key_dim, bias=False)
+        self.out = nn.Linear(key_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.over == "tokens":
+            z = F.scaled_dot_product_attention(q, k, v)
+        else:
+            scores = q.unsqueeze(-1) * k.unsqueeze(-2) * k.shape[-1] ** -0.5  # (..., K, K)
+            z = (v.unsqueeze(-2) @ scores.softmax(dim=-2)).squeeze(-2)
+        output: Tensor = self.out(z)
+        return output

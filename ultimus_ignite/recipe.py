@@ -1,0 +1,78 @@
+"""What a run is made of. Only the standard library: `--help` must not wait for torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class RecipeError(ValueError):
+    """A recipe's field is out of range; one line that says which and what would do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A full training recipe; the defaults are those of the seed (`classic`).
+
+    Raises:
+        RecipeError: a field is out of its range.
+
+    Example:
+        >>> Recipe(epochs=3).batch_size
+        512
+        >>> Recipe(epochs=0)
+        Traceback (most recent call last):
+            ...
+        ultimus_ignite.recipe.RecipeError: epochs must be at least 1, got 0
+    """
+
+    model: Literal["UltimusNet"] = "UltimusNet"
+    """Class in ultimus_ignite.modules."""
+    data: str = "auto"
+    """cifar10, cifar100, digits, folder:DIR, or auto: cifar10 if it can be had, else digits."""
+    data_dir: str = "~/.cache/ultimus-ignite"
+    """Folder for downloads and decoded images."""
+    epochs: int = 24
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images an iteration; the epoch's last batch keeps what is left over."""
+    max_lr: float = 0.018566355334451112
+    """Peak learning rate: 0.004 * 10 ** (66 / 99), where the seed's range test lost least."""
+    pct_start: float = 5 / 24
+    """Share of the iterations spent rising to max_lr: 5 of 24 epochs."""
+    anneal_strategy: Literal["linear", "cos"] = "linear"
+    """Shape of the rise and the fall."""
+    div_factor: float = 1000.0
+    """max_lr / div_factor is the first rate."""
+    final_div_factor: float = 1000.0
+    """The first rate / final_div_factor is the last rate."""
+    crop_padding: int = 2
+    """Pixels reflected around an image before a random 32x32 crop: 32 -> 36."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    cutout: float = 0.5
+    """Probability of one square hole."""
+    cutout_size: int = 8
+    """Side of the hole, in pixels."""
+    grey: float = 0.5
+    """Probability of removing the colour."""
+    seed: int = 1
+    """Everything random is a function of it and the iteration."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise RecipeError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("max_lr", "div_factor", "final_div_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RecipeError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("pct_start", "flip", "cutout", "grey"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 1 <= self.cutout_size <= 32:
+            raise RecipeError(f"cutout_size must lie in [1, 32], got {self.cutout_size}")
+        if self.crop_padding > 31:
+            raise RecipeError(f"crop_padding must be at most 31, got {self.crop_padding}")
+
+
+RECIPES: dict[str, Recipe] = {"classic": Recipe()}

@@ -1,0 +1,120 @@
+"""The folder of one run: its paths, its lock, and a status that is always true."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["running", "finished", "interrupted", "failed", "non-finite"]
+
+
+class RunDirectoryError(Exception):
+    """A run cannot live in this folder; one line that says why and what would do."""
+
+
+class RunDirectory:
+    """Paths of one run, held by one process at a time.
+
+    Args:
+        path: the folder; made, with its parents, when the run is opened.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     directory = RunDirectory(Path(folder) / "first")
+        ...     with directory.open():
+        ...         directory.begin({"seed": 1}, data="digits")
+        ...         directory.set_status("finished")
+        ...     directory.read_status()["status"]
+        'finished'
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        self.curves = self.path / "curves.png"
+        self.history = self.path / "history.csv"
+        self.log = self.path / "log.txt"
+        self.model = self.path / "model.safetensors"
+        self.recipe = self.path / "recipe.json"
+        self.status = self.path / "status.json"
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run has begun here."""
+        return self.status.exists() or self.checkpoints.exists()
+
+    @contextlib.contextmanager
+    def open(self, *, resume: bool = False) -> Iterator["RunDirectory"]:
+        """Make the folder and hold its lock; a folder in which no run began is removed again.
+
+        The lock is the kernel's: it goes with the process, however that ends, and the file that
+        a ``kill -9`` leaves behind is harmless.
+
+        Raises:
+            RunDirectoryError: another process holds it, it holds a run and ``resume`` is False,
+                or it cannot be written.
+        """
+        lock_path = self.path / ".lock"
+        existed = self.path.is_dir()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = lock_path.open("a")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path} cannot be written ({error.strerror}): choose another --out"
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunDirectoryError(
+                    f"{self.path} is in use by a run that is still going: choose another --out"
+                ) from None
+            if self.holds_a_run and not resume:
+                raise RunDirectoryError(
+                    f"{self.path} already holds a run: "
+                    "give --resume to go on with it, or choose another --out"
+                )
+            try:
+                yield self
+            finally:
+                if not self.holds_a_run:
+                    lock_path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # somebody else's files may lie in it
+                        if not existed:
+                            self.path.rmdir()
+
+    def begin(self, recipe: dict[str, Any], **status: Any) -> None:
+        """Write ``recipe.json`` and say that the run is going on.
+
+        Args:
+            recipe: what the run is made of.
+            status: facts that stand in every ``status.json`` of the run.
+        """
+        self._facts = status
+        write_json(recipe, self.recipe)
+        self.set_status("running")
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        """Say how the run stands."""
+        write_json({"status": status, **self._facts, **facts, "pid": os.getpid()}, self.status)
+
+    def read_status(self) -> dict[str, Any]:
+        """What ``status.json`` says."""
+        content: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
+        return content
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write so that a reader, or a kill, meets the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
