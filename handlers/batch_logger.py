@@ -4,12 +4,13 @@ import contextlib
 import os
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import ignite.distributed as idist
-from ignite.base import Serializable
+from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -32,7 +33,8 @@ class BatchLogger(Serializable):
     Loss and accuracy are means over the samples of the epoch so far. They are summed on the device
     and read only when the bar is drawn, so that no iteration waits for the device. In a terminal
     or a notebook there is one bar; elsewhere the bar's text is a plain line, every 30 s and at the
-    end of each epoch. Only rank 0 writes. A reader that goes away (``| head``) does not end the run.
+    end of each epoch. Only rank 0 writes. A reader that goes away (``| head``) does not end
+    the run.
 
     =======================  ==============
     Event                    Method
@@ -58,6 +60,13 @@ class BatchLogger(Serializable):
         EPOCH: 1
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
+
+    _loss: Any  # sum over samples: a tensor, unless the outputs are plain numbers
+    _correct: Any  # None where it is not known
+    _samples: int
+    _batches: int
+    _epoch_is_open: bool
+    _state_dict_all_req_keys = ("rate", "loss", "correct", "samples", "batches")
 
     def __init__(
         self,
@@ -120,25 +129,27 @@ class BatchLogger(Serializable):
         if "loss" in metrics:
             parts.append(f"Average loss: {metrics['loss']:.4f}")
         if "accuracy" in metrics:
-            accuracy, count = metrics["accuracy"], metrics.get("count")
-            share = f"{round(accuracy * count)}/{count} ({accuracy:.2%})"
-            parts.append(f"Accuracy: {share if count else f'{accuracy:.2%}'}")
+            accuracy = f"{metrics['accuracy']:.2%}"
+            if "count" in metrics:
+                correct = round(metrics["accuracy"] * metrics["count"])
+                accuracy = f"{correct}/{metrics['count']} ({accuracy})"
+            parts.append(f"Accuracy: {accuracy}")
         self._display.line(f"\nTest set: {', '.join(parts)}\n")
 
     def write(self, text: str) -> None:
         """Write a line of one's own, to the same places."""
         self._display.line(text)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""
         loss, correct = read_values([self._loss, self._correct])
-        return {
-            "rate": self._rate,
-            "loss": loss,
-            "correct": correct,
-            "samples": self._samples,
-            "batches": self._batches,
-        }
+        return OrderedDict(
+            rate=self._rate,
+            loss=loss,
+            correct=correct,
+            samples=self._samples,
+            batches=self._batches,
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with an epoch that was cut off."""
@@ -147,11 +158,8 @@ class BatchLogger(Serializable):
             state_dict[key] for key in self._state_dict_all_req_keys
         )
 
-    _state_dict_all_req_keys = ("rate", "loss", "correct", "samples", "batches")
-
     def _reset(self) -> None:
-        self._loss: Any = 0.0
-        self._correct: Any = 0.0
+        self._loss = self._correct = 0.0
         self._samples = self._batches = 0
         self._epoch_is_open = False
 
@@ -178,6 +186,7 @@ class _Display:
         self._file = file
         self._log_path = log_path
         self._bar: Any = None
+        self._total: Any = None  # batches of the epoch, None where it is not known
 
     @property
     def file(self) -> TextIO:
@@ -207,15 +216,18 @@ class _Display:
         self._due = time.monotonic() + self._interval
 
     def end_bar(self, batches: int, description: str) -> None:
-        self.draw(batches, description)
-        self._append(self._meter(batches, description))
-        if self._bar is not None:
+        text = self._meter(batches, description)
+        if self._bar is None:
+            self._print(text)
+        else:
+            self.draw(batches, description)
             self._bar.close()
             self._bar = None
+        self._append(text)
 
     def _meter(self, batches: int, description: str) -> str:
         encoding = getattr(self.file, "encoding", None) or "utf-8"
-        return tqdm.format_meter(
+        meter: str = tqdm.format_meter(
             batches,
             self._total,
             time.monotonic() - self._started,
@@ -223,6 +235,7 @@ class _Display:
             prefix=description,
             ascii=not encoding.lower().startswith("utf"),
         )
+        return meter
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end the training

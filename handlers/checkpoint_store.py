@@ -1,7 +1,7 @@
 """Checkpoints on disk that outlive a kill, a power loss, a full disk and a flipped bit.
 
-A checkpoint is ``ckpt-000002352.pt`` with its digest beside it in ``ckpt-000002352.pt.sha256``, the format of
-``sha256sum --check``. It counts only where the two agree.
+A checkpoint is ``ckpt-000002352.pt`` with its digest beside it in ``ckpt-000002352.pt.sha256``, in
+the format that ``sha256sum --check`` reads. It counts only where the two agree.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-_NAME = re.compile(r"ckpt-([0-9]{9,})\.pt")
+_NAME = re.compile(r"ckpt-[0-9]{9,}\.pt")
+_PICKLE = "archive/data.pkl"
 
 _STORAGES = {
     torch.float64: "DoubleStorage",
@@ -34,8 +35,8 @@ _STORAGES = {
     torch.bool: "BoolStorage",
 }
 
-# All that the pickle of a plain state names. `weights_only` allows more, some of which allocates as much as it is
-# told to: `bytearray(10**11)`, `torch.Tensor(10**11)`.
+# All that the pickle of a plain state names. `weights_only` allows more, some of which allocates as
+# much as it is told to: `bytearray(10**11)`, `torch.Tensor(10**11)`.
 _GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_parameter",
@@ -49,21 +50,21 @@ class CheckpointError(Exception):
 
 
 class CheckpointStore:
-    """Keeps the newest checkpoints of one run in a folder, at least one of them valid at any moment.
+    """Keeps the newest checkpoints of a run, at least one of them valid at any moment.
 
-    :meth:`save` makes each file durable under a temporary name, then moves it into place, and deletes old
-    checkpoints last. The digest moves first, so that no ``.pt`` ever stands without one; where a checkpoint is
-    replaced, its ``.sha256`` names the old bytes and the new until the new ones are in place.
+    `save` makes each file durable under a temporary name, then moves it into place, and
+    deletes old checkpoints last. The digest moves first, so that a new ``.pt`` never stands without
+    one; while a checkpoint is replaced, its ``.sha256`` names both the old bytes and the new.
 
-    The order of write, fsync, rename and fsync of the folder is that of Pillai et al., "All File Systems Are Not
-    Created Equal", OSDI 2014. It relies on ``fsync`` of a folder: POSIX only. One writer at a time.
+    The order of write, fsync, rename and fsync of the folder follows Pillai et al., "All File
+    Systems Are Not Created Equal", OSDI 2014. POSIX only, and one writer at a time.
 
     Args:
-        directory: folder of the checkpoints, created by the first :meth:`save`.
-        keep: how many of the newest checkpoints survive a :meth:`save`, at least 2.
+        directory: folder of the checkpoints, created by the first `save`.
+        keep: how many of the newest checkpoints survive a `save`, at least 2.
 
     Raises:
-        ValueError: if ``keep`` is less than 2: a single copy is none while it is being replaced.
+        ValueError: if `keep` is less than 2: a single copy is none while it is being replaced.
 
     Example:
         >>> import tempfile
@@ -84,12 +85,12 @@ class CheckpointStore:
     def save(
         self, state: Mapping[str, Any], *, iteration: int, protect: Collection[int] = ()
     ) -> Path:
-        """Write ``state``, durable on return, then delete what is neither new nor protected.
+        """Write `state`, durable on return, then delete what is neither new nor protected.
 
         Checkpoints of later iterations, from which a run went back, are left alone.
 
         Args:
-            state: dense tensors and plain Python values in dicts, lists and tuples. Tensors are finite.
+            state: finite, dense tensors and plain Python values in dicts, lists and tuples.
             iteration: number of finished iterations; names the file.
             protect: iterations of checkpoints to keep however old, such as the best.
 
@@ -97,9 +98,10 @@ class CheckpointStore:
             The path of the checkpoint.
 
         Raises:
-            CheckpointError: if ``state`` holds what could not be loaded again, NaN or infinity. Nothing is written.
+            CheckpointError: if `state` holds NaN, infinity or what could not be loaded again;
+                nothing is written.
             OSError: if it cannot be written. All older checkpoints are kept.
-            ValueError: if ``iteration`` is negative.
+            ValueError: if `iteration` is negative.
         """
         if iteration < 0:
             raise ValueError(f"iteration must not be negative, got {iteration}")
@@ -127,11 +129,11 @@ class CheckpointStore:
             path: a ``.pt`` file with its ``.sha256`` beside it, neither of them a symbolic link.
 
         Returns:
-            The state given to :meth:`save`.
+            The state given to `save`.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, not a checkpoint, or holds anything but what
-                :meth:`save` accepts.
+            CheckpointError: if the file is missing, damaged, no checkpoint, or holds anything but
+                what `save` accepts.
         """
         path = Path(path)
         try:
@@ -146,12 +148,11 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: refused: {reason}; {advice}") from error
 
     def paths(self) -> list[Path]:
-        """Return the checkpoints in the folder, valid or not, newest first by the iteration in their names."""
+        """Return the checkpoints in the folder, valid or not, the highest iteration first."""
         try:
-            names = os.listdir(self._directory)
-        except FileNotFoundError:
+            found = [path for path in self._directory.iterdir() if _NAME.fullmatch(path.name)]
+        except FileNotFoundError:  # a folder that cannot be read is an error, not an empty one
             return []
-        found = [self._directory / name for name in names if _NAME.fullmatch(name)]
         return sorted(found, key=_iteration, reverse=True)
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -171,8 +172,8 @@ class CheckpointStore:
                 warnings.warn(str(error), stacklevel=2)
         if paths:
             raise CheckpointError(
-                f"{self._directory}: none of its {len(paths)} checkpoints is valid; restore one from a copy, "
-                "or delete the folder to start from scratch"
+                f"{self._directory}: none of its {len(paths)} checkpoints is valid; "
+                "restore one from a copy, or delete the folder to start from scratch"
             )
         return None
 
@@ -183,16 +184,15 @@ class CheckpointStore:
             replaced = _read_digests(path)
         except (OSError, ValueError):  # nothing to replace, or nothing that could be loaded
             replaced = b""
-        steps = [(sidecar, digest + replaced), (path, data)]
+        moves = [(sidecar, digest + replaced), (path, data)]
         if replaced:
-            steps.append((sidecar, digest))
+            moves.append((sidecar, digest))
 
         # All is on the disk before anything moves: a full disk is met here, and changes nothing.
-        temporaries = [Path(f"{final}.{step}.tmp") for step, (final, _) in enumerate(steps)]
-        for temporary, (_, content) in zip(temporaries, steps):
-            _write(temporary, content)
-        for temporary, (final, _) in zip(temporaries, steps):
-            os.replace(temporary, final)
+        for step, (target, content) in enumerate(moves):
+            _write(_temporary(target, step), content)
+        for step, (target, _) in enumerate(moves):
+            _temporary(target, step).replace(target)
             _sync(self._directory)  # else a power loss could keep a later move without this one
 
     def _prune(self, iteration: int, protect: Collection[int]) -> None:
@@ -219,15 +219,19 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def _temporary(path: Path, step: int) -> Path:
+    return path.with_name(f"{path.name}.{step}.tmp")
+
+
 def _create_folder(folder: Path) -> None:
     if not folder.is_dir():
         _create_folder(folder.parent)
-        os.mkdir(folder)
+        folder.mkdir()
         _sync(folder.parent)
 
 
 def _write(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -243,19 +247,19 @@ def _sync(folder: Path) -> None:
 
 def _delete(path: Path) -> None:
     try:
-        os.unlink(path)
+        path.unlink()
     except OSError as error:  # litter is no reason to end a run
         warnings.warn(f"{path}: not deleted: {error.strerror}", stacklevel=2)
 
 
 def _read(path: Path, limit: int) -> bytes:
-    status = os.lstat(path)
+    status = path.lstat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
         raise ValueError("it is not a regular file")
     if status.st_size > limit:
         raise ValueError(f"{path.name} has {status.st_size} bytes, {limit} at most are read")
-    with open(path, "rb") as file:
-        return file.read(limit)
+    with path.open("rb") as file:
+        return file.read(status.st_size)
 
 
 def _read_digests(path: Path) -> bytes:
@@ -267,15 +271,15 @@ def _decode(data: bytes) -> dict[str, Any]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
-        if len(set(names)) < len(names) or any(entry.compress_type for entry in entries):
-            raise ValueError("its archive has compressed or duplicate entries")
-        if sum(entry.file_size for entry in entries) > len(data):
-            raise ValueError("its archive claims more bytes than it has")
-        if archive.testzip() is not None:
-            raise ValueError("its archive is damaged")
-        if [name for name in names if name.endswith(".pkl")] != ["archive/data.pkl"]:
-            raise ValueError("it is no checkpoint of this store")
-        _check_globals(archive.read("archive/data.pkl"))
+        sound = (
+            len(set(names)) == len(names)
+            and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            and sum(entry.file_size for entry in entries) <= len(data)
+            and archive.testzip() is None
+        )
+        if not sound or [name for name in names if name.endswith(".pkl")] != [_PICKLE]:
+            raise ValueError("it is no archive that torch.save wrote")
+        _check_globals(archive.read(_PICKLE))
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # whose text advises weights_only=False: not ours to pass on
@@ -288,9 +292,10 @@ def _decode(data: bytes) -> dict[str, Any]:
 
 def _check_globals(pickle: bytes) -> None:
     # The other opcodes that import (INST, STACK_GLOBAL, EXT1 ...) are unknown to torch's unpickler.
-    found = {argument for opcode, argument, _ in pickletools.genops(pickle) if opcode.name == "GLOBAL"}
-    if not found <= _GLOBALS:
-        raise ValueError(f"it names {', '.join(sorted(found - _GLOBALS))}")
+    operations = pickletools.genops(pickle)
+    found = {str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL"}
+    if foreign := found - _GLOBALS:
+        raise ValueError(f"it names {', '.join(map(repr, sorted(foreign)))}")
 
 
 def _check_values(state: dict[str, Any]) -> None:
@@ -310,7 +315,7 @@ def _check_values(state: dict[str, Any]) -> None:
         elif type(value) in (list, tuple):
             todo.extend((f"{key}[{index}]", item) for index, item in enumerate(value))
         elif type(value) not in (str, int, float, bool, type(None)):
-            raise ValueError(f"{key} is a {type(value).__name__}; keep tensors and plain values only")
+            raise ValueError(f"{key} is a {type(value).__name__}; keep tensors and plain values")
 
 
 def _check_tensor(key: str, tensor: torch.Tensor) -> None:
@@ -324,5 +329,6 @@ def _check_tensor(key: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{key} is larger than its storage; clone() it first")
     # min and max are NaN where any element is; unlike isfinite(), they need no memory.
     if tensor.is_floating_point() and tensor.numel() > 0:
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        smallest, largest = torch.aminmax(tensor)
+        if not (smallest.isfinite() and largest.isfinite()):
             raise ValueError(f"{key} holds NaN or infinity")

@@ -1,6 +1,6 @@
 """The curves of a run, drawn at its end."""
 
-import os
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class CurveRenderer:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = CurveRenderer(history, path=Path(folder) / "curves.png").attach(trainer)
         ...     _ = trainer.run(range(5), max_epochs=3)
-        ...     sorted(os.listdir(folder))
+        ...     [path.name for path in Path(folder).iterdir()]
         ['curves.png']
     """
 
@@ -104,15 +104,15 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.6))
-    epochs = [row["epoch"] for row in rows]
+    epochs = _numbers(rows, "epoch")
     for index, (column, name) in enumerate(PANELS):
         axes = figure.add_subplot(grid[divmod(index, 2)])
         axes.set_title(name, loc="left")
-        values = [row[column] for row in rows]
-        if any(value is not None for value in values):
-            last = next(value for value in reversed(values) if value is not None)
+        measured = [row[column] for row in rows if row[column] is not None]
+        if measured:
+            last = measured[-1]
             is_share = column.endswith("accuracy")
-            axes.plot(epochs, [float("nan") if v is None else v for v in values], marker=".")
+            axes.plot(epochs, _numbers(rows, column), marker=".")
             axes.set_title(f"{last:.2%}" if is_share else f"{last:.4f}", loc="right")
             if is_share:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -127,10 +127,15 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         axes.plot(range(1, len(rates) + 1), rates)
         axes.set_xlabel("iteration")
     else:
-        axes.plot(epochs, [row["lr"] for row in rows], marker=".")
+        axes.plot(epochs, _numbers(rows, "lr"), marker=".")
         axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     return figure
+
+
+def _numbers(rows: Sequence[Row], column: str) -> list[float]:
+    values = (row[column] for row in rows)
+    return [math.nan if value is None else value for value in values]
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

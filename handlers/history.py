@@ -3,12 +3,13 @@
 import csv
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.base import Serializable
+from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from typing_extensions import Self
@@ -68,6 +69,15 @@ class History(Serializable):
         >>> history.rows[-1]["epoch"], history.rows[-1]["train_accuracy"]
         (2, 0.25)
     """
+
+    rows: list[Row]
+    rates: list[float]
+    losses: list[float]
+    _outputs: list[tuple[Any, Any, int]]  # (loss, correct, count) of this epoch's iterations
+    _test: dict[str, float]  # of the evaluation since the last row
+    _clock: float
+    _seconds: float  # of this epoch, spent before the run was last resumed
+    _state_dict_all_req_keys = ("rows", "rates", "losses", "unfinished", "seconds")
 
     def __init__(
         self,
@@ -135,16 +145,16 @@ class History(Serializable):
         if self.path is not None:
             write_csv(self.rows, self.path)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, the unfinished epoch included, as plain numbers."""
         losses, correct, counts = self._read_outputs()
-        return {
-            "rows": [dict(row) for row in self.rows],
-            "rates": torch.tensor(self.rates, dtype=torch.float64),
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "unfinished": {"losses": losses, "correct": correct, "counts": counts},
-            "seconds": self._elapsed(),
-        }
+        return OrderedDict(
+            rows=[dict(row) for row in self.rows],
+            rates=torch.tensor(self.rates, dtype=torch.float64),
+            losses=torch.tensor(self.losses, dtype=torch.float64),
+            unfinished={"losses": losses, "correct": correct, "counts": counts},
+            seconds=self._elapsed(),
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a history where it was left."""
@@ -156,16 +166,10 @@ class History(Serializable):
         self._outputs = list(zip(losses, correct or [None] * len(losses), counts, strict=True))
         self._seconds = state_dict["seconds"]
 
-    _state_dict_all_req_keys = ("rows", "rates", "losses", "unfinished", "seconds")
-
     def _clear(self) -> None:
-        self.rows: list[Row] = []
-        self.rates: list[float] = []
-        self.losses: list[float] = []
-        self._outputs: list[tuple[Any, Any, int]] = []  # (loss, correct, count) of this epoch
-        self._test: dict[str, float] = {}
-        self._clock = time.monotonic()
-        self._seconds = 0.0  # of this epoch, spent before the run was last resumed
+        self.rows, self.rates, self.losses = [], [], []
+        self._outputs, self._test = [], {}
+        self._clock, self._seconds = time.monotonic(), 0.0
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._clock
@@ -197,7 +201,9 @@ def read_csv(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} is not a history: its first line should be {','.join(COLUMNS)}")
+            raise ValueError(
+                f"{path} is not a history: its first line should be {','.join(COLUMNS)}"
+            )
         return [
             {key: _NUMBER[key](value) if value else None for key, value in row.items()}
             for row in reader

@@ -175,13 +175,11 @@ class _Cycle:
                 "of zero length: change pct_start or train for more iterations"
             ) from None
         # get_lr is closed in last_epoch; the flag tells torch that it is called on purpose.
-        self._schedule._get_lr_called_within_step = True  # type: ignore[attr-defined]
+        self._schedule._get_lr_called_within_step = True
 
     def at(self, step: int) -> list[dict[str, Any]]:
         self._schedule.last_epoch = step
-        for group, rate in zip(
-            self._stand_in.param_groups, self._schedule.get_lr(), strict=True
-        ):
+        for group, rate in zip(self._stand_in.param_groups, self._schedule.get_lr(), strict=True):
             group["lr"] = rate
         return [{key: group[key] for key in self._keys} for group in self._stand_in.param_groups]
 

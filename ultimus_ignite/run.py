@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
-from safetensors.torch import save_model
+from safetensors.torch import save
 from torch import nn
 
 from ultimus_ignite import modules
@@ -26,7 +26,7 @@ from ultimus_ignite.handlers import (
     OneCycleScheduler,
 )
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run_directory import RunDirectory, write_atomically
 from ultimus_ignite.seeding import derive_seed
 
 # Fields that may differ when a run is resumed: where things are, not what is computed.
@@ -93,7 +93,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
             "history": history,
         },
         directory=directory.checkpoints,
-        score_function=lambda _: history.rows[-1]["test_accuracy"],
+        score_function=lambda _: evaluator.state.metrics["accuracy"],
         metadata={
             **{key: value for key, value in asdict(recipe).items() if key not in PLACES},
             "data_sha256": data.sha256,
@@ -108,25 +108,27 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
     directory.begin(describe(recipe, data, device), data=data.name)
     logger.write(_first_line(recipe, data))
 
+    tensorboard = TensorboardLogger(logdir=str(directory.path))
     try:
-        with TensorboardLogger(logdir=str(directory.path)) as tensorboard:
+        with tensorboard:
             tensorboard.attach(
-                trainer, OutputHandler("epoch", output_transform=lambda _: _measured(history)),
+                trainer,
+                OutputHandler("epoch", output_transform=lambda _: _measured(history)),
                 Events.EPOCH_COMPLETED,
             )
-            checkpointer.attach(trainer)
             CurveRenderer(
                 history,
                 path=directory.curves,
-                title=f"{recipe.model} on {data.name}, seed {recipe.seed}",
+                title=directory.title(),
                 writer=tensorboard.writer,
             ).attach(trainer)
+            checkpointer.attach(trainer)
             trainer.run(
                 stream.starting_at(trainer.state.iteration),
                 max_epochs=recipe.epochs,
                 epoch_length=stream.epoch_length,
             )
-            save_model(model, str(directory.model))
+        write_atomically(directory.model, save(model.state_dict()))
     except KeyboardInterrupt:
         directory.set_status("interrupted")
         raise

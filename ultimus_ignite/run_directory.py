@@ -96,25 +96,38 @@ class RunDirectory:
             status: facts that stand in every ``status.json`` of the run.
         """
         self._facts = status
-        write_json(recipe, self.recipe)
+        _write_json(self.recipe, recipe)
         self.set_status("running")
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Say how the run stands."""
-        write_json({"status": status, **self._facts, **facts, "pid": os.getpid()}, self.status)
+        _write_json(self.status, {"status": status, **self._facts, **facts, "pid": os.getpid()})
 
     def read_status(self) -> dict[str, Any]:
         """What ``status.json`` says."""
-        content: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
-        return content
+        return _read_json(self.status)
+
+    def title(self) -> str:
+        """What stands above the run's curves."""
+        description = _read_json(self.recipe)
+        recipe = description["recipe"]
+        return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
 
 
-def write_json(content: dict[str, Any], path: Path) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write so that a reader, or a kill, meets the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,1 +1,25 @@
-"""The subcommands of `ultimus`, one file each."""
+"""The subcommands of `ultimus`, one module each, loaded only when called."""
+
+import importlib
+from collections.abc import Sequence
+
+from ultimus_ignite.cli import UserError
+
+SUBCOMMANDS = {
+    "train": "the same as train-cifar",
+    "summary": "the layers of a recipe's model, their output shapes and parameters",
+    "plot": "redraw the curves of a run from its history.csv",
+}
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Hand the arguments to the subcommand that the first of them names."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        rows = [f"  {name:12}{purpose}" for name, purpose in SUBCOMMANDS.items()]
+        print("\n".join([f"usage: {prog} SUBCOMMAND [flags, or --help]\n", *rows]))
+        return
+    if name not in SUBCOMMANDS:
+        raise UserError(f"no subcommand {name!r}: expected one of {', '.join(SUBCOMMANDS)}")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    module.main(f"{prog} {name}", rest)

@@ -40,6 +40,7 @@ class Normalize:
     def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``normalised = scale * uint8 + shift``, each of shape (C,)."""
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
+        std = std.clamp_min(1 / 255)  # a channel that is the same everywhere becomes zeros
         return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
@@ -84,7 +85,7 @@ class Augment:
     flip: float = 0.5
     cutout: float = 0.5
     cutout_size: int = 8
-    grey: float = 0.5
+    grey: float = 0.0
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
         """Draw for a batch of images of ``shape`` (B, C, H, W)."""
@@ -138,7 +139,7 @@ class Augment:
 
 
 def _reflected(start: Tensor, size: int) -> Tensor:
-    """``(B, size)`` positions from start on, reflected at both borders: -1 is 1, size is size - 2."""
+    """``(B, size)`` positions from start on, reflected at the borders: -1 is at 1."""
     positions = (start.view(-1, 1) + torch.arange(size, device=start.device)).abs_()
     return torch.minimum(positions, 2 * (size - 1) - positions)
 

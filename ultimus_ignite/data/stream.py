@@ -111,7 +111,6 @@ class EvaluationBatches:
         return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        pairs = zip(
-            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-        )
-        return ((self.normalize(images), labels) for images, labels in pairs)
+        for start in range(0, len(self.images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.normalize(self.images[part]), self.labels[part]

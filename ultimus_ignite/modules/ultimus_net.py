@@ -13,11 +13,11 @@ IMAGE_SIZE = 32
 FEATURE_MAP_SIZE = 26  # 32 - 3 x 2: three 3x3 convolutions without padding
 
 
-def _window_means(size: int, window: int) -> Tensor:
-    """The (size - window + 1, size) matrix whose row i averages the window that starts at i."""
+def _windows(size: int, window: int) -> Tensor:
+    """The (size - window + 1, size) matrix whose row i has ones where the i-th window lies."""
     starts = torch.arange(size - window + 1).unsqueeze(1)
     positions = torch.arange(size)
-    return ((positions >= starts) & (positions < starts + window)) / window
+    return ((positions >= starts) & (positions < starts + window)).float()
 
 
 class UltimusNet(nn.Module):
@@ -57,10 +57,10 @@ class UltimusNet(nn.Module):
         self.pool = nn.AvgPool2d(FEATURE_MAP_SIZE)
         self.blocks = nn.ModuleList(UltimusBlock(48, 8) for _ in range(4))
         self.classifier = nn.Linear(48, num_classes)
-        # Two small matrix products: 0.8 ms a batch of 512, two average poolings 3.4 ms.
-        window_means = _window_means(IMAGE_SIZE, FEATURE_MAP_SIZE)
-        self.register_buffer("window_means", window_means, persistent=False)
-        self.window_means: Tensor
+        # Ones, exact in every dtype. Two small matrix products take a quarter of the time of two
+        # average poolings.
+        self.windows: Tensor
+        self.register_buffer("windows", _windows(IMAGE_SIZE, FEATURE_MAP_SIZE), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # (B, 48)
@@ -73,7 +73,7 @@ class UltimusNet(nn.Module):
         """``(B, 3, 32, 32) -> (B, 48)``: the convolutions' outputs, averaged over positions."""
         if self.pool_first:
             # (7, 32) @ (B, 3, 32, 32) @ (32, 7) -> (B, 3, 7, 7)
-            images = self.window_means @ (images @ self.window_means.T)
+            images = self.windows @ (images @ self.windows.T) / FEATURE_MAP_SIZE**2
         x = self.conv3(self.conv2(self.conv1(images)))
         if not self.pool_first:
             x = self.pool(x)

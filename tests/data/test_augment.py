@@ -1,0 +1,89 @@
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultimus_ignite.data.augment import Augment, Normalize
+
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+
+
+def one_by_one(augment, images, draws):
+    """The same parameters through torchvision's functions, image by image."""
+    pad, size = augment.crop_padding, augment.cutout_size
+    height, width = images.shape[-2:]
+    results = []
+    for i, image in enumerate(images):
+        image = TF.pad(image, [pad] * 4, padding_mode="reflect") if pad else image
+        image = TF.crop(image, int(draws.top[i]), int(draws.left[i]), height, width)
+        if draws.flip[i]:
+            image = TF.hflip(image)
+        image = TF.convert_image_dtype(image, torch.float32)
+        if draws.grey[i]:
+            image = TF.rgb_to_grayscale(image, num_output_channels=3)
+        image = TF.normalize(image, MEAN, STD)
+        if draws.hole[i]:
+            top, left = int(draws.hole_top[i]), int(draws.hole_left[i])
+            image = TF.erase(image, top, left, size, size, torch.tensor(0.473))
+        results.append(image)
+    return torch.stack(results)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**63),
+    shape=st.tuples(st.integers(1, 9), st.just(3), st.integers(9, 34), st.integers(9, 34)),
+    crop_padding=st.integers(0, 6),
+    cutout_size=st.integers(1, 9),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+    cutout=st.sampled_from([0.0, 0.5, 1.0]),
+    grey=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_a_batch_equals_torchvision_image_by_image(seed, shape, **options):
+    augment = Augment(Normalize(MEAN, STD), **options)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    before = images.clone()
+    draws = augment.draw(images.shape, generator)
+    expected = one_by_one(augment, images, draws)
+    torch.testing.assert_close(augment(images, draws), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(images, before)
+
+
+def test_normalize_equals_torchvision():
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    expected = TF.normalize(TF.convert_image_dtype(images, torch.float32), MEAN, STD)
+    torch.testing.assert_close(Normalize(MEAN, STD)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_draws_cover_their_range_evenly():
+    n = 20_000
+    draws = Augment(Normalize(MEAN, STD), grey=0.25).draw(
+        torch.Size((n, 3, 32, 32)), torch.Generator().manual_seed(0)
+    )
+    for values, count in ((draws.top, 5), (draws.left, 5), (draws.hole_top, 25)):
+        share = values.bincount(minlength=count) / n
+        assert len(share) == count
+        # 5 standard deviations of a binomial share
+        assert (share - 1 / count).abs().max() < 5 * (1 / count / n) ** 0.5
+    for flags, probability in ((draws.flip, 0.5), (draws.hole, 0.5), (draws.grey, 0.25)):
+        assert abs(flags.float().mean().item() - probability) < 5 * 0.5 / n**0.5
+    pairs = torch.stack([draws.flip.float(), draws.hole.float(), draws.grey.float()])
+    assert (torch.corrcoef(pairs) - torch.eye(3)).abs().max() < 5 / n**0.5
+
+
+def test_what_is_drawn_depends_on_the_generator_alone():
+    augment = Augment(Normalize(MEAN, STD))
+    shape = torch.Size((16, 3, 32, 32))
+    a, b = (augment.draw(shape, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_no_draw_leaves_the_image_whole(flip):
+    augment = Augment(Normalize((0.0,) * 3, (1.0,) * 3), crop_padding=0, flip=flip, cutout=0.0)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    result = augment(images, augment.draw(images.shape, torch.Generator()))
+    expected = images.flip(-1) if flip else images
+    torch.testing.assert_close(result, expected.float() / 255)

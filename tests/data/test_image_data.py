@@ -1,0 +1,88 @@
+"""`ImageData`: refuses what is malformed, measures what is not."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ultimus_ignite.data.image_data import DataError, ImageData
+
+
+def random_set(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(10, (count,), generator=generator)
+
+
+def measure(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> ImageData:
+    return ImageData.measure("random", tuple("0123456789"), train, test)
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_mean_and_std_are_those_of_the_training_images(count: int) -> None:
+    train = random_set(count, seed=count)
+    train[0][:, 1] //= 3  # channels that differ
+    data = measure(train, random_set(3, seed=0))
+    unit = train[0].numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(data.mean, unit.mean(axis=(0, 2, 3)), rtol=1e-13)
+    np.testing.assert_allclose(data.std, unit.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_one_colour_has_a_deviation_of_exactly_zero() -> None:
+    images = torch.full((300, 3, 32, 32), 77, dtype=torch.uint8)
+    data = measure((images, torch.zeros(300, dtype=torch.int64)), random_set(1, seed=0))
+    assert data.std == (0, 0, 0)
+
+
+def test_the_hash_names_the_values_and_not_their_layout_in_memory() -> None:
+    train, test = random_set(5, seed=1), random_set(4, seed=2)
+    name = measure(train, test).sha256
+    scattered = train[0].contiguous(memory_format=torch.channels_last)
+    assert measure((scattered, train[1]), test).sha256 == name
+
+    for changed in (*train, *test):
+        first = changed.view(-1)[0]
+        first.copy_((first + 1) % 10)
+        name, previous = measure(train, test).sha256, name
+        assert name != previous
+    assert measure(test, train).sha256 != name
+
+
+IMAGES, LABELS = random_set(6, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected", "got"),
+    [
+        (IMAGES.float(), LABELS, "torch.uint8", "torch.float32"),
+        (IMAGES[:, :1], LABELS, r"\(N > 0, 3, 32, 32\)", r"\(6, 1, 32, 32\)"),
+        (IMAGES.permute(0, 2, 3, 1), LABELS, r"\(N > 0, 3, 32, 32\)", r"\(6, 32, 32, 3\)"),
+        (IMAGES[:0], LABELS[:0], "N > 0", r"\(0, 3, 32, 32\)"),
+        (IMAGES[0, 0, 0, 0], LABELS, "N > 0", r"\(\)"),
+        (IMAGES, LABELS.int(), "torch.int64", "torch.int32"),
+        (IMAGES, LABELS[:5], r"\(6,\)", r"\(5,\)"),
+        (IMAGES, LABELS[:, None], r"\(6,\)", r"\(6, 1\)"),
+        (IMAGES, torch.tensor([0, 1, 2, 3, 4, -1]), "0 to 9", "-1 to 4"),
+        (IMAGES, torch.tensor([5, 6, 7, 8, 9, 10]), "0 to 9", "5 to 10"),
+    ],
+)
+def test_malformed_data_is_refused(images: Tensor, labels: Tensor, expected: str, got: str) -> None:
+    good = IMAGES, LABELS
+    with pytest.raises(DataError, match=f"^random, train .*expected .*{expected}.*got .*{got}"):
+        measure((images, labels), good)
+    with pytest.raises(DataError, match=f"^random, test .*expected .*{expected}.*got .*{got}"):
+        measure(good, (images, labels))
+    with pytest.raises(DataError, match=f"expected .*{expected}.*got .*{got}"):
+        replace(measure(good, good), test_images=images, test_labels=labels)
+
+
+def test_data_cannot_be_swapped_under_its_hash() -> None:
+    data = measure((IMAGES, LABELS), (IMAGES, LABELS))
+    with pytest.raises(FrozenInstanceError):
+        data.train_images = IMAGES  # type: ignore[misc]
+
+
+def test_an_error_is_one_line() -> None:
+    assert str(DataError("a\nb.png: not an image\r\nat all")) == "a b.png: not an image at all"

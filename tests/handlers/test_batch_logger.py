@@ -1,0 +1,168 @@
+import io
+import os
+import re
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from ultimus_ignite.handlers import BatchLogger
+from ultimus_ignite.handlers import batch_logger as module
+
+SEED_BAR = re.compile(
+    r"Batch_id=97 Loss=\d+\.\d{5} Accuracy=\d+\.\d{2}%: 100%\|█{10}\| 98/98 "
+    r"\[\d\d:\d\d<00:00, +\d+\.\d\dit/s\]"
+)
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def train(file, *, epochs=2, length=98, log_path=None, evaluator=None, stop_after=None):
+    """Losses i/10 with 3 right of 10 in every batch but the last of an epoch, 2 of 4."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.856635533445111e-05)
+
+    def step(engine, batch):
+        last = engine.state.iteration % length == 0
+        return {
+            "loss": torch.tensor(engine.state.iteration / 10),
+            "correct": torch.tensor(2 if last else 3),
+            "count": 4 if last else 10,
+        }
+
+    trainer = Engine(step)
+    logger = BatchLogger(optimizer, file=file, log_path=log_path).attach(trainer, evaluator)
+    if evaluator is not None:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    if stop_after:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=stop_after), lambda: trainer.terminate()
+        )
+    trainer.run(range(length), max_epochs=epochs)
+    return logger
+
+
+def evaluator_with(**metrics):
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: e.state.metrics.update(metrics))
+    return evaluator
+
+
+def test_the_seeds_log_to_the_character():
+    file = io.StringIO()
+    train(file, evaluator=evaluator_with(loss=2.03124, accuracy=0.2345, count=10000))
+    lines = file.getvalue().split("\n")
+    assert lines[0] == "EPOCH: 1 (LR: 1.856635533445111e-05)"
+    assert SEED_BAR.fullmatch(lines[1])
+    assert lines[2:5] == ["", "Test set: Average loss: 2.0312, Accuracy: 2345/10000 (23.45%)", ""]
+    assert lines[5].startswith("EPOCH: 2 ")
+    assert len(lines) == 11  # two epochs of five lines, and what follows the last newline
+
+
+def test_loss_and_accuracy_are_means_over_samples():
+    file = io.StringIO()
+    train(file, epochs=1, length=3)
+    loss = (0.1 * 10 + 0.2 * 10 + 0.3 * 4) / 24
+    assert f"Batch_id=2 Loss={loss:.5f} Accuracy={8 / 24:.2%}: 100%" in file.getvalue()
+
+
+def test_a_bare_loss_will_do():
+    file = io.StringIO()
+    trainer = Engine(lambda engine, batch: float(batch))
+    BatchLogger(file=file).attach(trainer)
+    trainer.run([1.0, 2.0], max_epochs=1)
+    assert file.getvalue().startswith("EPOCH: 1\nBatch_id=1 Loss=1.50000: 100%|")
+
+
+def test_a_terminal_has_one_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(module, "BAR_INTERVAL", 0.0)
+    file = Terminal()
+    train(file, epochs=1, length=20)
+    drawings = [text for text in file.getvalue().split("\r") if "Batch_id" in text]
+    assert len(drawings) >= 20
+    assert drawings[-1].count("\n") == 1  # only the last one stands
+
+
+def test_without_a_terminal_no_control_characters_and_a_line_an_epoch(monkeypatch):
+    plain, dumb = io.StringIO(), Terminal()
+    train(plain, epochs=3)
+    monkeypatch.setenv("TERM", "dumb")
+    train(dumb, epochs=3)
+    for text in (plain.getvalue(), dumb.getvalue()):
+        assert not set(text) & {"\r", "\x1b"}
+        assert text.count("Batch_id=") == 3
+
+
+def test_a_long_epoch_gives_a_line_every_interval(monkeypatch):
+    monkeypatch.setattr(module, "LINE_INTERVAL", 0.0)
+    file = io.StringIO()
+    train(file, epochs=1, length=5)
+    assert [f"Batch_id={i} " in file.getvalue() for i in range(5)] == [True] * 5
+
+
+def test_a_stream_without_unicode_gets_ascii():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    train(file, epochs=1, length=3)
+    file.seek(0)
+    assert "100%|##########| 3/3" in file.read()
+
+
+def test_the_log_file_holds_the_plain_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    train(Terminal(), epochs=2, log_path=tmp_path / "log.txt")
+    text = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert SEED_BAR.search(text)
+    assert len(text.splitlines()) == 4
+    assert not set(text) & {"\r", "\x1b"}
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    file = os.fdopen(write_end, "w", buffering=1)
+    train(file, epochs=2, length=3)
+    with pytest.raises(BrokenPipeError):
+        file.close()
+
+
+def test_a_run_that_is_cut_off_closes_its_bar_and_goes_on(monkeypatch):
+    file = io.StringIO()
+    cut = train(file, length=4, stop_after=2)
+    assert "Batch_id=1 Loss=0.15000" in file.getvalue()
+    state = cut.state_dict()
+
+    resumed_file = io.StringIO()
+    resumed = BatchLogger(file=resumed_file)
+    resumed.load_state_dict(state)
+    trainer = Engine(
+        lambda engine, batch: {
+            "loss": engine.state.iteration / 10,
+            "correct": 2 if engine.state.iteration == 4 else 3,
+            "count": 4 if engine.state.iteration == 4 else 10,
+        }
+    )
+    resumed.attach(trainer)
+    trainer.load_state_dict({"iteration": 2, "epoch_length": 4, "max_epochs": 1})
+    trainer.run(iter(int, 1), max_epochs=1, epoch_length=4)
+
+    unbroken_file = io.StringIO()
+    train(unbroken_file, epochs=1, length=4)
+    lines = [f.getvalue().splitlines() for f in (resumed_file, unbroken_file)]
+    assert lines[0][0] == lines[1][0]  # the epoch's own rate, not the one it was resumed at
+    assert lines[0][1].split(" [")[0] == lines[1][1].split(" [")[0]
+
+
+def test_an_evaluation_in_the_middle_of_an_epoch_keeps_its_sums():
+    file = io.StringIO()
+    evaluator = evaluator_with(accuracy=0.5)
+    trainer = Engine(lambda engine, batch: float(batch))
+    BatchLogger(file=file).attach(trainer, evaluator)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: evaluator.run([0]))
+    trainer.run([1.0, 2.0, 3.0, 4.0], max_epochs=1)
+    assert "\nTest set: Accuracy: 50.00%\n" in file.getvalue()
+    assert "Batch_id=3 Loss=2.50000: 100%" in file.getvalue()

@@ -1,0 +1,141 @@
+import csv
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from ultimus_ignite.handlers import History
+from ultimus_ignite.handlers.history import COLUMNS, read_csv
+
+LENGTH = 4
+
+
+def make_run(path=None):
+    """Iteration i has rate i/100, loss i, i % 3 right of 4 (of 2 at the end of an epoch)."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    evaluator = Engine(lambda engine, batch: None)
+
+    def step(engine, batch):
+        i = engine.state.iteration
+        return {
+            "loss": torch.tensor(float(i)),
+            "correct": torch.tensor(i % 3),
+            "count": 2 if i % LENGTH == 0 else 4,
+        }
+
+    def set_rate(engine):
+        optimizer.param_groups[0]["lr"] = engine.state.iteration / 100
+
+    trainer = Engine(step)
+    trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    evaluator.add_event_handler(
+        Events.COMPLETED,
+        lambda: evaluator.state.metrics.update(loss=0.5, accuracy=trainer.state.epoch / 10),
+    )
+    history = History(optimizer, path=path).attach(trainer, evaluator)
+    return trainer, history
+
+
+def go(trainer, epochs=3):
+    trainer.run(iter(int, 1), max_epochs=epochs, epoch_length=LENGTH)
+
+
+def test_rows_against_a_count_by_hand():
+    trainer, history = make_run()
+    go(trainer)
+    row = history.rows[1]  # iterations 5, 6, 7, 8 with 4, 4, 4, 2 samples
+    assert row["epoch"] == 2
+    assert row["iteration"] == 8
+    assert row["lr"] == 0.05
+    assert row["train_loss"] == pytest.approx((5 * 4 + 6 * 4 + 7 * 4 + 8 * 2) / 14)
+    assert row["train_accuracy"] == pytest.approx((2 + 0 + 1 + 2) / 14)
+    assert (row["test_loss"], row["test_accuracy"]) == (0.5, 0.2)
+    assert row["seconds"] > 0
+    assert history.rates == [i / 100 for i in range(1, 13)]
+    assert history.losses == list(range(1, 13))
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_resumed_history_is_the_unbroken_one(cut):
+    whole_trainer, whole = make_run()
+    go(whole_trainer)
+
+    trainer, history = make_run()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), lambda: trainer.terminate())
+    go(trainer)
+    if cut % LENGTH == 0:  # terminate() at the boundary skips EPOCH_COMPLETED
+        trainer.fire_event(Events.EPOCH_COMPLETED)
+    states = trainer.state_dict(), history.state_dict()
+
+    trainer, history = make_run()
+    trainer.load_state_dict(states[0])
+    history.load_state_dict(states[1])
+    go(trainer)
+    assert history.rates == whole.rates
+    assert history.losses == whole.losses
+    for ours, theirs in zip(history.rows, whole.rows, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_the_state_can_be_loaded_with_weights_only(tmp_path):
+    trainer, history = make_run()
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), lambda: trainer.terminate())
+    go(trainer)
+    torch.save(history.state_dict(), tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded["unfinished"] == {"losses": [5.0, 6.0], "correct": [2, 0], "counts": [4, 4]}
+
+
+def test_history_csv_repeats_every_digit(tmp_path):
+    path = tmp_path / "history.csv"
+    trainer, history = make_run(path)
+    go(trainer)
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == COLUMNS
+    assert [row[2] for row in rows] == [repr(row["lr"]) for row in history.rows]
+    assert read_csv(path) == history.rows
+    assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_what_was_not_measured_is_empty(tmp_path):
+    path = tmp_path / "history.csv"
+    trainer = Engine(lambda engine, batch: 2.0)
+    History(torch.optim.SGD([torch.zeros(1)], lr=0.1), path=path).attach(trainer)
+    trainer.run(range(2), max_epochs=1)
+    assert path.read_text().splitlines()[1].startswith("1,2,0.1,2.0,,,,")
+    assert read_csv(path)[0]["test_accuracy"] is None
+
+
+def test_an_epoch_without_evaluation_does_not_repeat_the_last_one():
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.metrics = {"loss": 1.0, "accuracy": 0.75}
+    trainer = Engine(lambda engine, batch: 1.0)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: evaluator.run([0]))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    history = History(optimizer).attach(trainer, evaluator)
+    trainer.run(range(2), max_epochs=3)
+    assert [row["test_accuracy"] for row in history.rows] == [None, 0.75, None]
+
+
+def test_a_second_run_starts_empty():
+    trainer, history = make_run()
+    go(trainer)
+    go(trainer)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3]
+
+
+def test_a_file_that_is_no_history_is_named(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"history\.csv is not a history"):
+        read_csv(path)
+
+
+def test_nan_is_kept():
+    trainer = Engine(lambda engine, batch: float("nan"))
+    history = History(torch.optim.SGD([torch.zeros(1)], lr=0.1)).attach(trainer)
+    trainer.run(range(2), max_epochs=1)
+    assert math.isnan(history.rows[0]["train_loss"])

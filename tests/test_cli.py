@@ -1,0 +1,211 @@
+"""The commands as a user meets them, in processes of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+BIN = Path(__file__).parents[1] / "bin"
+
+
+def call(command, *arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, BIN / command, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def make_folder(root, classes=("cat", "dog"), images=2):
+    for split in ("train", "test"):
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                colour = (100 * label + 40, 10 * i, 50)
+                Image.new("RGB", (32, 32), colour).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run on the digits and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    answer = call("train-cifar", "--data", "digits", "--epochs", 2, "--out", out, cwd=out.parent)
+    assert answer.returncode == 0, answer.stderr
+    return out, answer
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    out, answer = finished
+    assert answer.stderr == ""
+    files = {path.name for path in out.iterdir()}
+    promised = {
+        "recipe.json", "status.json", "history.csv", "curves.png", "checkpoints",
+        "model.safetensors", "log.txt",
+    }  # fmt: skip
+    assert promised <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert not any(name.endswith(".tmp") for name in files)
+    assert '"status": "finished"' in (out / "status.json").read_text()
+    assert (out / "log.txt").read_text() == answer.stdout
+
+
+def test_the_log_has_the_seeds_form(finished):
+    lines = finished[1].stdout.splitlines()
+    assert lines[0] == "data: digits, 1437 training and 360 test images of 10 classes"
+    assert lines[1] == "EPOCH: 1 (LR: 1.856635533445111e-05)"
+    assert re.fullmatch(
+        r"Batch_id=2 Loss=\S+ Accuracy=\S+%: 100%\|█{10}\| 3/3 \[.*it/s\]", lines[2]
+    )
+    assert re.fullmatch(
+        r"Test set: Average loss: \d\.\d{4}, Accuracy: \d+/360 \(\d+\.\d\d%\)", lines[4]
+    )
+
+
+def test_a_folder_that_holds_a_run_is_refused_untouched(finished):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    answer = call("train-cifar", "--data", "digits", "--out", out)
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "--resume" in answer.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_plot_redraws_from_the_history(finished):
+    out, _ = finished
+    (out / "curves.png").unlink()
+    answer = call("ultimus", "plot", out)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == f"{out / 'curves.png'}\n"
+    with Image.open(out / "curves.png") as picture:
+        assert picture.size == (1080, 960)
+
+
+def test_a_folder_of_images_by_a_path_with_spaces_and_letters(tmp_path):
+    folder = make_folder(tmp_path / "größe 1")
+    answer = call(
+        "train-cifar", "--data", f"folder:{folder}", "--data-dir", tmp_path / "ü cache",
+        "--epochs", 1, "--out", tmp_path / "läuf 1", LC_ALL="C",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "läuf 1" / "history.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "nope"], "nope.*classic"),
+        (["--epochs", "many"], "--epochs.*many"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--max-lr", "nan"], "max_lr must be positive"),
+        (["--wrong", "1"], "--wrong"),
+        (["--data", "mnist"], "mnist.*cifar10.*digits"),
+        (["--data", "folder:missing"], "missing"),
+        (["--data", "folder:empty"], "empty.*train"),
+        (["--data", "folder:broken"], r"broken.*1\.png"),
+        (["--data", "digits", "--device", "tpu9"], "tpu9.*auto"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    make_folder(tmp_path / "broken")
+    (tmp_path / "broken" / "test" / "cat" / "1.png").write_bytes(b"no image")
+    answer = call("train-cifar", *arguments, "--out", "out", "--data-dir", "cache", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.count("\n") == 1
+    assert re.search(message, answer.stderr), answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_network_for_cifar10_is_one_line(tmp_path):
+    nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
+    answer = call(
+        "train-cifar", "--data", "cifar10", "--out", "out", "--data-dir", "cache", cwd=tmp_path,
+        https_proxy=nowhere, http_proxy=nowhere,
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "--data digits" in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_without_network_says_loudly_that_it_trains_on_digits(tmp_path):
+    nowhere = "http://127.0.0.1:9"
+    answer = call(
+        "train-cifar", "--epochs", 1, "--out", "out", "--data-dir", "cache", cwd=tmp_path,
+        https_proxy=nowhere, http_proxy=nowhere,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "DIGITS" in answer.stdout.splitlines()[0]
+    assert '"data": "digits"' in (tmp_path / "out" / "status.json").read_text()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    answer = call("train-cifar", "--data", "mnist", "--out", tmp_path / "out", "--debug")
+    assert answer.returncode != 0
+    assert "Traceback" in answer.stderr
+
+
+def test_help_lists_every_field():
+    text = call("train-cifar", "--help").stdout
+    for flag in ("--recipe", "--data", "--data-dir", "--out", "--resume", "--epochs",
+                 "--batch-size", "--max-lr", "--seed", "--device"):  # fmt: skip
+        assert flag in text
+
+
+SEED_LAYERS = """
+Conv2d-1 [-1, 16, 30, 30] 448
+Conv2d-2 [-1, 32, 28, 28] 4,640
+Conv2d-3 [-1, 48, 26, 26] 13,872
+AvgPool2d-4 [-1, 48, 1, 1] 0
+Linear-5 [-1, 8] 384
+Linear-6 [-1, 8] 384
+Linear-7 [-1, 8] 384
+Linear-8 [-1, 48] 432
+UltimusBlock-9 [-1, 48] 0
+Linear-10 [-1, 8] 384
+Linear-11 [-1, 8] 384
+Linear-12 [-1, 8] 384
+Linear-13 [-1, 48] 432
+UltimusBlock-14 [-1, 48] 0
+Linear-15 [-1, 8] 384
+Linear-16 [-1, 8] 384
+Linear-17 [-1, 8] 384
+Linear-18 [-1, 48] 432
+UltimusBlock-19 [-1, 48] 0
+Linear-20 [-1, 8] 384
+Linear-21 [-1, 8] 384
+Linear-22 [-1, 8] 384
+Linear-23 [-1, 48] 432
+UltimusBlock-24 [-1, 48] 0
+Linear-25 [-1, 10] 490
+""".strip().splitlines()
+
+
+def test_summary_prints_the_seeds_table():
+    lines = call("ultimus", "summary").stdout.splitlines()
+    assert [" ".join(line.split()) for line in lines[:25]] == SEED_LAYERS
+    assert lines[0] == "            Conv2d-1           [-1, 16, 30, 30]             448"
+    assert lines[23] == "     UltimusBlock-24                   [-1, 48]               0"
+    assert "Total params: 25,786" in lines
+
+
+def test_an_unknown_subcommand_is_one_line():
+    answer = call("ultimus", "dance")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.fullmatch(r"ultimus: .*dance.*summary.*\n", answer.stderr)
+
+
+def test_plot_of_no_run_is_one_line(tmp_path):
+    answer = call("ultimus", "plot", tmp_path / "none")
+    assert answer.returncode == 2
+    assert re.fullmatch(r"ultimus: .*none.*\n", answer.stderr)

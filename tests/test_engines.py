@@ -1,0 +1,133 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from ignite.engine import Events
+from torch import nn
+
+from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def make_batches(n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(6, 4, generator=generator), torch.randint(0, 3, (6,), generator=generator))
+        for _ in range(n)
+    ]
+
+
+def test_the_trainer_equals_a_bare_loop():
+    batches = make_batches()
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    outputs = []
+    trainer = create_trainer(model, optimizer, device="cpu")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: outputs.append(e.state.output))
+    torch.manual_seed(5)
+    trainer.run(batches, max_epochs=2)
+
+    bare = make_model()
+    optimizer = torch.optim.Adam(bare.parameters(), lr=0.01)
+    torch.manual_seed(5)
+    for (x, y), output in zip(batches * 2, outputs, strict=True):
+        optimizer.zero_grad()
+        logits = bare(x)
+        loss = F.cross_entropy(logits, y)
+        loss.backward()
+        optimizer.step()
+        assert output["loss"] == loss
+        assert output["correct"] == sum(int(row.argmax() == y[i]) for i, row in enumerate(logits))
+        assert output["count"] == 6
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), bare.state_dict().values(), strict=True)
+    )
+
+
+def test_outputs_stay_tensors_without_a_graph():
+    model = make_model()
+    trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+    output = trainer.run(make_batches(), max_epochs=1).output
+    assert isinstance(output["loss"], torch.Tensor)
+    assert isinstance(output["correct"], torch.Tensor)
+    assert not output["loss"].requires_grad
+
+
+def test_a_seeded_step_does_not_depend_on_what_happened_between_steps():
+    results = []
+    for disturbance in (0, 100):
+        model = make_model()
+        trainer = create_trainer(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu", seed=7
+        )
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda _, n=disturbance: torch.rand(n))
+        trainer.run(make_batches(), max_epochs=1)
+        results.append(model[0].weight)
+    assert torch.equal(*results)
+
+
+def test_two_steps_of_one_seed_drop_different_units():
+    masks = []
+    model = nn.Dropout(0.5)
+    model.register_forward_hook(lambda module, args, output: masks.append(output != 0))
+    weight = nn.Parameter(torch.ones(1))
+    trainer = create_trainer(
+        nn.Sequential(model),
+        torch.optim.SGD([weight], lr=0.1),
+        lambda logits, labels: (logits * weight).sum(),
+        device="cpu",
+        seed=1,
+    )
+    trainer.run([(torch.ones(1, 100), torch.zeros(1).long())] * 2, max_epochs=1)
+    assert not torch.equal(*masks)
+
+
+def test_the_evaluator_counts_as_by_hand_and_changes_nothing():
+    model, batches = make_model(), [*make_batches(), (torch.randn(1, 4), torch.tensor([2]))]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    evaluator = create_evaluator(model, device="cpu")
+    metrics = evaluator.run(batches).metrics
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    model.eval()
+    losses, right = [], []
+    for x, y in batches:
+        for image, label in zip(x, y, strict=True):
+            logits = model(image.unsqueeze(0))
+            losses.append(F.cross_entropy(logits, label.unsqueeze(0)).item())
+            right.append(int(logits.argmax()) == int(label))
+    assert metrics["count"] == 31
+    assert metrics["loss"] == pytest.approx(sum(losses) / 31, rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(sum(right) / 31)
+
+
+def test_the_evaluator_leaves_eval_mode_alone():
+    model = make_model().eval()
+    create_evaluator(model, device="cpu").run(make_batches())
+    assert not model.training
+
+
+def test_an_evaluation_between_steps_does_not_leave_the_trainer_in_eval_mode():
+    model = make_model().eval()
+    modes = []
+    model.register_forward_hook(lambda module, args, output: modes.append(module.training))
+    trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+    trainer.run(make_batches(), max_epochs=1)
+    assert modes == [True] * 5
+
+
+def test_a_device_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="'tpu9'.*try auto"):
+        select_device("tpu9")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_engines_move_model_and_batches_to_the_gpu():
+    model = make_model()
+    trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert trainer.run(make_batches(), max_epochs=1).output["loss"].is_cuda
+    assert create_evaluator(model).run(make_batches()).metrics["count"] == 30

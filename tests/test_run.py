@@ -1,0 +1,149 @@
+"""A whole run, in this process, on a few hundred of the real handwritten digits."""
+
+import dataclasses
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import OneCycleLR
+
+import ultimus_ignite.run as module
+from ultimus_ignite.data.sources import ImageData, load
+from ultimus_ignite.handlers import CheckpointError
+from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.run_directory import RunDirectory
+
+RECIPE = Recipe(data="digits", epochs=3, batch_size=64, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch):
+    data = load("digits", "unused")
+    few = dataclasses.replace(
+        data,
+        train_images=data.train_images[:300],
+        train_labels=data.train_labels[:300],
+        test_images=data.test_images[:100],
+        test_labels=data.test_labels[:100],
+    )
+    monkeypatch.setattr(module, "load", lambda spec, data_dir: few)
+    return few
+
+
+def train(path, recipe=RECIPE, *, resume=False):
+    with RunDirectory(path).open(resume=resume) as directory:
+        return module.run(recipe, directory), directory
+
+
+def weights(directory):
+    return safetensors.torch.load_file(directory.model)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def without_seconds(history):
+    return [{**row, "seconds": None} for row in history.rows]
+
+
+def test_every_rate_equals_a_bare_torch_schedule(tmp_path):
+    history, _ = train(tmp_path)
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    schedule = OneCycleLR(
+        optimizer, RECIPE.max_lr, epochs=3, steps_per_epoch=5, pct_start=5 / 24,
+        anneal_strategy="linear", cycle_momentum=False, div_factor=1000, final_div_factor=1000,
+    )  # fmt: skip
+    for i, rate in enumerate(history.rates):
+        assert rate == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        if i < 14:
+            schedule.step()
+    assert len(history.rates) == 15
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    runs = [train(tmp_path / str(i), dataclasses.replace(RECIPE, seed=s))
+            for i, s in enumerate((1, 1, 2))]  # fmt: skip
+    assert same(weights(runs[0][1]), weights(runs[1][1]))
+    assert not same(weights(runs[0][1]), weights(runs[2][1]))
+    assert without_seconds(runs[0][0]) == without_seconds(runs[1][0])
+
+
+@pytest.mark.parametrize("cut", [1, 5, 7, 10, 14])
+def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, cut):
+    whole, whole_directory = train(tmp_path / "whole")
+
+    def create_trainer(*arguments, **options):
+        trainer: Engine = real(*arguments, **options)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), cut_off)
+        return trainer
+
+    def cut_off():
+        raise KeyboardInterrupt
+
+    real = module.create_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "create_trainer", create_trainer)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut")
+    assert RunDirectory(tmp_path / "cut").read_status()["status"] == "interrupted"
+    history, directory = train(tmp_path / "cut", resume=True)
+    assert same(weights(directory), weights(whole_directory))
+    assert without_seconds(history) == without_seconds(whole)
+    assert history.rates == whole.rates
+    assert history.losses == whole.losses
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    _, directory = train(tmp_path / "run")
+    files = sorted(directory.path.rglob("*"))
+    before = [(path, path.stat().st_mtime_ns) for path in files if path.name != ".lock"]
+    capsys.readouterr()
+    train(tmp_path / "run", resume=True)
+    assert "finished" in capsys.readouterr().out
+    assert [(path, path.stat().st_mtime_ns) for path, _ in before] == before
+    assert sorted(directory.path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 4}, "epochs: 3 -> 4"),
+        ({"max_lr": 0.01}, "max_lr"),
+        ({"seed": 9}, "seed: 1 -> 9"),
+    ],
+)
+def test_resuming_with_another_recipe_names_the_difference(tmp_path, change, message):
+    train(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=message):
+        train(tmp_path / "run", dataclasses.replace(RECIPE, **change), resume=True)
+
+
+def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):
+    train(tmp_path / "run")
+    other = dataclasses.replace(few_digits, sha256="0" * 64)
+    monkeypatch.setattr(module, "load", lambda spec, data_dir: other)
+    with pytest.raises(CheckpointError, match="data_sha256"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
+    def create_evaluator(*arguments, **options):
+        raise_later = Engine(lambda engine, batch: 1 / 0)
+        return raise_later
+
+    monkeypatch.setattr(module, "create_evaluator", create_evaluator)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").read_status()["status"] == "failed"
+
+
+def test_the_recipe_is_on_disk(tmp_path, few_digits: ImageData):
+    _, directory = train(tmp_path / "run")
+    description = json.loads(directory.recipe.read_text())
+    assert Recipe(**description["recipe"]) == RECIPE
+    assert description["data"] == {"name": "digits", "sha256": few_digits.sha256}
+    assert description["versions"]["torch"] == torch.__version__.split("+")[0]

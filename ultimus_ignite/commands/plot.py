@@ -1,0 +1,35 @@
+"""`ultimus plot RUN`: redraw the curves of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ultimus_ignite.cli import UserError, parse
+from ultimus_ignite.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class PlotArguments:
+    """Redraw curves.png of a run from its history.csv."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Redraw, and say where the picture is."""
+    directory = RunDirectory(parse(PlotArguments, prog, argv).run)
+    if not directory.history.is_file():
+        raise UserError(f"{directory.history} is not there: {directory.path} holds no run yet")
+
+    from ultimus_ignite.handlers.curve_renderer import draw_curves, save_figure
+    from ultimus_ignite.handlers.history import read_csv
+
+    try:
+        rows = read_csv(directory.history)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    save_figure(draw_curves(rows, title=directory.title()), directory.curves)
+    print(directory.curves)

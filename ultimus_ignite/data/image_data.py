@@ -1,0 +1,131 @@
+"""What every source gives: four checked tensors, and what a run must know about them.
+
+N: number of images; images are always (N, 3, 32, 32), RGB.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IMAGE_SHAPE = (3, 32, 32)
+
+
+class DataError(ValueError):
+    """One line for the user: what is wrong with the data and what to do about it.
+
+    Args:
+        message: names the file, what was expected and what was found.
+    """
+
+    def __init__(self, message: str) -> None:
+        # Reasons are quoted from other libraries, and even a file name may hold a line break.
+        super().__init__(" ".join(message.splitlines()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageData:
+    """A training and a test set, in host memory.
+
+    Raises:
+        DataError: a tensor's dtype or shape, a count or a label is not as stated below.
+
+    Example:
+        >>> images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
+        >>> data = ImageData.measure("black", ("a", "b"), (images, labels), (images, labels))
+        >>> data.mean
+        (0.0, 0.0, 0.0)
+        >>> ImageData.measure("black", ("a",), (images, labels), (images, labels))
+        Traceback (most recent call last):
+            ...
+        ultimus_ignite.data.image_data.DataError: black, train labels: expected 0 to 0, got 0 to 1
+    """
+
+    name: str
+    """The resolved spec: ``cifar10``, ``cifar100``, ``digits`` or ``folder:DIR``."""
+    classes: tuple[str, ...]
+    """Names of the classes; label i is ``classes[i]``."""
+    train_images: Tensor
+    """uint8 (N, 3, 32, 32), N > 0. From a cache it is a private map of the file, read on use."""
+    train_labels: Tensor
+    """int64 (N,), 0 to ``len(classes) - 1``."""
+    test_images: Tensor
+    """As ``train_images``."""
+    test_labels: Tensor
+    """As ``train_labels``."""
+    mean: tuple[float, float, float]
+    """Of the training images, per channel, in units of the full range: 0 to 1."""
+    std: tuple[float, float, float]
+    """Population standard deviation, otherwise as ``mean``."""
+    sha256: str
+    """Of the four tensors, shapes included, in hex: names the data in a run's recipe."""
+
+    def __post_init__(self) -> None:
+        """Refuse what a model could only train on wrongly."""
+        _check(f"{self.name}, train", self.train_images, self.train_labels, len(self.classes))
+        _check(f"{self.name}, test", self.test_images, self.test_labels, len(self.classes))
+
+    @classmethod
+    def measure(
+        cls,
+        name: str,
+        classes: tuple[str, ...],
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+    ) -> "ImageData":
+        """Compute ``mean``, ``std`` and ``sha256``.
+
+        Args:
+            name: the resolved spec.
+            classes: names of the classes.
+            train: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
+            test: as ``train``.
+
+        Returns:
+            The checked and measured data.
+
+        Raises:
+            DataError: as in the class.
+        """
+        # Checked before measured: the sums below need whole images, and at least one.
+        checked = cls(name, classes, *train, *test, mean=(0, 0, 0), std=(1, 1, 1), sha256="")
+        red, green, blue = (_mean_and_std(channel) for channel in train[0].unbind(1))
+        mean, std = zip(red, green, blue, strict=True)
+        return replace(checked, mean=mean, std=std, sha256=_sha256((*train, *test)))
+
+
+def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise `DataError` unless images and labels are what `ImageData` promises."""
+    if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise DataError(f"{split} images: expected torch.uint8 (N > 0, 3, 32, 32), got {found}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        found = f"{labels.dtype} {tuple(labels.shape)}"
+        raise DataError(f"{split} labels: expected torch.int64 ({len(images)},), got {found}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(f"{split} labels: expected 0 to {num_classes - 1}, got {low} to {high}")
+
+
+def _mean_and_std(channel: Tensor) -> tuple[float, float]:
+    """Mean and population standard deviation of uint8 values, each in [0, 1].
+
+    Integer sums over the histogram are exact, so every machine and every thread count agree.
+    """
+    count = channel.numel()
+    histogram = channel.flatten().bincount(minlength=256)
+    level = torch.arange(256)
+    total, squares = int(histogram @ level), int(histogram @ level**2)
+    return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
+
+
+def _sha256(tensors: Iterable[Tensor]) -> str:
+    """Hash of shapes and values, in hex."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,170 @@
+"""`folder:DIR`: images of any format and size become 32x32 tensors, decoded once and cached."""
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ultimus_ignite.data.image_data import IMAGE_SHAPE, DataError, ImageData
+from ultimus_ignite.data.scratch import scratch_folder
+
+Split = dict[str, list[os.DirEntry[str]]]
+"""The files of each class, both sorted by name."""
+
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def load_folder(root: Path, data_dir: Path) -> ImageData:
+    """Read ``root/train/<class>/*`` and ``root/test/<class>/*``.
+
+    Classes and files are taken in order of their names; hidden ones (leading dot) are passed over.
+    An image of another size is resized to 32x32, whatever its aspect ratio, by Pillow's
+    antialiased bilinear filter; of an animation the first frame counts.
+
+    The tensors are kept in ``data_dir/cache``, one file a folder. The next call maps that file
+    instead of decoding, as long as every image has its old name, size and times.
+
+    Args:
+        root: absolute path of the folder.
+        data_dir: where the cache lives. Where it cannot be written, a warning says so.
+
+    Returns:
+        The decoded images, named ``folder:ROOT``.
+
+    Raises:
+        DataError: a folder or file is missing, unreadable or not what the layout asks for.
+    """
+    try:
+        train, test = _list_split(root / "train"), _list_split(root / "test")
+        fingerprint = _fingerprint(train, test)
+    except OSError as error:
+        layout = "expected DIR/train/<class>/* and DIR/test/<class>/*"
+        raise DataError(f"{error.filename}: {error.strerror}; {layout}") from error
+    if train.keys() != test.keys():
+        odd = ", ".join(sorted(train.keys() ^ test.keys())[:5])
+        raise DataError(f"{root}: train and test must have the same classes; only one has {odd}")
+
+    name, classes = f"folder:{root}", tuple(train)
+    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    cache = data_dir / "cache" / f"folder-{key}.safetensors"
+    data = _read_cache(cache, fingerprint, name, classes)
+    if data is None:
+        data = ImageData.measure(name, classes, _decode_split(train), _decode_split(test))
+        _write_cache(cache, fingerprint, data)
+    return data
+
+
+def _list_split(folder: Path) -> Split:
+    """The classes of one split and their files."""
+    split: Split = {}
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            raise DataError(f"{entry.path}: expected a class folder, got a file")
+        split[entry.name] = files = _visible(entry.path)
+        if not files:
+            raise DataError(f"{entry.path}: expected images, got an empty folder")
+        for file in files:
+            if not file.is_file():  # a named pipe would block the decoder for ever
+                found = "a folder" if file.is_dir() else "a broken link or special file"
+                raise DataError(f"{file.path}: expected an image file, got {found}")
+    if not split:
+        raise DataError(f"{folder}: expected a folder for each class, got an empty folder")
+    return split
+
+
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except ValueError as error:  # a null byte or half a character, as no path can have
+        raise DataError(f"{str(folder)!r}: not a path: {error}") from error
+
+
+def _fingerprint(*splits: Split) -> str:
+    """Changes when a file is added, removed, renamed or changed, without reading any."""
+    digest = hashlib.sha256(b"1")  # version of the decoder and of the cache's layout
+    for split in splits:
+        for class_name, files in split.items():
+            digest.update(b"\0%b\0" % os.fsencode(class_name))
+            for file in files:
+                stat = file.stat()
+                # The time of the last status change also shows a file swapped for one of the
+                # same size and age, which is what unpacking a new release of a data set does.
+                times = b"%d %d" % (stat.st_mtime_ns, stat.st_ctime_ns)
+                digest.update(b"%b\0%d %b\0" % (os.fsencode(file.name), stat.st_size, times))
+    return digest.hexdigest()
+
+
+def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
+    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,)."""
+    labels = [label for label, files in enumerate(split.values()) for _ in files]
+    paths = [file.path for files in split.values() for file in files]
+    images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
+    # No thread pool: on images this small Pillow holds the interpreter lock, and two threads
+    # were slower than one.
+    for index, path in enumerate(paths):
+        images[index] = _decode(path).transpose(2, 0, 1)
+    return torch.from_numpy(images), torch.tensor(labels)
+
+
+def _decode(path: str) -> NDArray[np.uint8]:
+    """One image, uint8 (32, 32, 3)."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
+                raise ValueError(f"expected 8 bits a channel, got Pillow's mode {image.mode}")
+            # Without effect, and without cost, on an image that is 32x32 already.
+            resized = image.convert("RGB").resize(IMAGE_SHAPE[1:], Image.Resampling.BILINEAR)
+    except Exception as error:  # Pillow's decoders raise anything, struct.error to SyntaxError
+        raise DataError(f"{path}: not a readable image: {error}") from error
+    return np.asarray(resized)
+
+
+def _seal(fingerprint: str, summary: str) -> str:
+    """Ties a cache to the state of its folder, and shows a damaged summary."""
+    return hashlib.sha256(f"{fingerprint} {summary}".encode()).hexdigest()
+
+
+def _read_cache(
+    cache: Path, fingerprint: str, name: str, classes: tuple[str, ...]
+) -> ImageData | None:
+    """The cached tensors, mapped copy-on-write; None where absent, outdated, torn or foreign."""
+    try:
+        with safe_open(cache, framework="pt") as file:  # checks header and size
+            metadata = file.metadata()
+            summary = metadata["summary"]
+            if metadata["seal"] != _seal(fingerprint, summary):
+                return None
+            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+        mean, std, sha256 = json.loads(summary)
+        return ImageData(name, classes, mean=tuple(mean), std=tuple(std), sha256=sha256, **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, DataError):
+        return None
+
+
+def _write_cache(cache: Path, fingerprint: str, data: ImageData) -> None:
+    """Replace the cache in one step, or warn."""
+    summary = json.dumps([data.mean, data.std, data.sha256])
+    metadata = {"summary": summary, "seal": _seal(fingerprint, summary)}
+    try:
+        with scratch_folder(cache.parent) as scratch:
+            temporary = scratch / cache.name
+            with temporary.open("xb") as file:
+                file.write(save({key: getattr(data, key) for key in _TENSORS}, metadata))
+                # Or a power cut could leave the new name on zeros, which no header would show.
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(cache)
+    except OSError as error:
+        reason = f"{cache}: cannot be written ({error.strerror})"
+        warnings.warn(f"{reason}; the images will be decoded again next time", stacklevel=3)
