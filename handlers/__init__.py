@@ -4,7 +4,9 @@ from ultimus_ignite.handlers.batch_logger import BatchLogger
 from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
 from ultimus_ignite.handlers.checkpointer import Checkpointer
 from ultimus_ignite.handlers.curve_renderer import CurveRenderer
+from ultimus_ignite.handlers.graceful_stop import GracefulStop
 from ultimus_ignite.handlers.history import History
+from ultimus_ignite.handlers.non_finite_guard import NonFiniteError, NonFiniteGuard
 from ultimus_ignite.handlers.one_cycle import OneCycleScheduler
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "CheckpointStore",
     "Checkpointer",
     "CurveRenderer",
+    "GracefulStop",
     "History",
+    "NonFiniteError",
+    "NonFiniteGuard",
     "OneCycleScheduler",
 ]

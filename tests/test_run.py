@@ -28,7 +28,7 @@ def few_digits(monkeypatch):
         test_images=data.test_images[:100],
         test_labels=data.test_labels[:100],
     )
-    monkeypatch.setattr(module, "load", lambda spec, data_dir: few)
+    monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: few)
     return few
 
 
@@ -125,7 +125,7 @@ def test_resuming_with_another_recipe_names_the_difference(tmp_path, change, mes
 def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):
     train(tmp_path / "run")
     other = dataclasses.replace(few_digits, sha256="0" * 64)
-    monkeypatch.setattr(module, "load", lambda spec, data_dir: other)
+    monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: other)
     with pytest.raises(CheckpointError, match="data_sha256"):
         train(tmp_path / "run", resume=True)
 

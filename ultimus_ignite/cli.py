@@ -2,13 +2,15 @@
 
 import contextlib
 import io
+import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
 from ultimus_ignite.recipe import RecipeError
-from ultimus_ignite.run_directory import RunDirectoryError
+from ultimus_ignite.run_directory import Interrupted, RunDirectoryError
 
 Arguments = TypeVar("Arguments")
 
@@ -51,6 +53,10 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         prog: its name in messages.
         argv: its arguments; ``--debug`` among them asks for tracebacks.
     """
+    # Before and after training, SIGTERM ends the process in as good an order as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    # Ignite logs what it raises again: the one line below says it better.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
     try:
         command(prog, argv)
     except KeyboardInterrupt:
@@ -70,13 +76,17 @@ def exit_code(error: Exception) -> ExitCode:
     """The exit code that an exception stands for."""
     if isinstance(error, UserError | RecipeError | RunDirectoryError):
         return ExitCode.BAD_INPUT
+    if isinstance(error, Interrupted):
+        return ExitCode(128 + error.signal)
     from ultimus_ignite.data.sources import DataError  # imports torch: only once something failed
-    from ultimus_ignite.handlers import CheckpointError
+    from ultimus_ignite.handlers import CheckpointError, NonFiniteError
 
     if isinstance(error, DataError):
         return ExitCode.BAD_INPUT
     if isinstance(error, CheckpointError):
         return ExitCode.CHECKPOINT_REFUSED
+    if isinstance(error, NonFiniteError):
+        return ExitCode.NON_FINITE
     return ExitCode.INTERNAL
 
 

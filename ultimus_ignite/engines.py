@@ -43,6 +43,7 @@ def training_step(
     *,
     device: torch.device,
     seed: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> Callable[[Engine, Any], dict[str, Any]]:
     """One optimizer step as an Ignite process function.
 
@@ -53,6 +54,7 @@ def training_step(
         device: where the batches are moved to.
         seed: seeds torch before each step from (seed, iteration), so that dropout and the like
             are the same in a resumed run; left alone when None.
+        max_grad_norm: 2-norm that the gradients are scaled down to; left alone when None.
 
     Returns:
         ``update(engine, batch)``, whose output is ``{"loss", "correct", "count"}``: two 0-d tensors
@@ -69,6 +71,8 @@ def training_step(
         logits = model(images)
         loss = loss_fn(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         optimizer.step()
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         return {"loss": loss.detach(), "correct": correct, "count": len(labels)}
@@ -83,6 +87,7 @@ def create_trainer(
     *,
     device: str | torch.device = "auto",
     seed: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> Engine:
     """An Engine that trains ``model`` on batches of (images, labels).
 
@@ -92,6 +97,7 @@ def create_trainer(
         loss_fn: ``(logits, labels) -> 0-d loss``.
         device: see `select_device`.
         seed: see `training_step`.
+        max_grad_norm: see `training_step`.
 
     Raises:
         ValueError: there is no such device.
@@ -105,7 +111,10 @@ def create_trainer(
     """
     device = select_device(device)
     model.to(device)
-    return Engine(training_step(model, optimizer, loss_fn, device=device, seed=seed))
+    step = training_step(
+        model, optimizer, loss_fn, device=device, seed=seed, max_grad_norm=max_grad_norm
+    )
+    return Engine(step)
 
 
 def create_evaluator(

@@ -44,6 +44,8 @@ class Recipe:
     """max_lr / div_factor is the first rate."""
     final_div_factor: float = 1000.0
     """The first rate / final_div_factor is the last rate."""
+    max_grad_norm: float | None = None
+    """Gradients are scaled down to this 2-norm; never when None."""
     crop_padding: int = 2
     """Pixels reflected around an image before a random 32x32 crop: 32 -> 36."""
     flip: float = 0.5
@@ -54,6 +56,8 @@ class Recipe:
     """Side of the hole, in pixels."""
     grey: float = 0.0
     """Probability of removing the colour; the seed's 0.5 costs 1.9 points of test accuracy."""
+    checkpoint_every: int | None = None
+    """Iterations between two checkpoints, besides the one after each epoch."""
     seed: int = 1
     """Everything random is a function of it and the iteration."""
     device: str = "auto"
@@ -63,14 +67,17 @@ class Recipe:
         for name, low in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 raise RecipeError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("max_lr", "div_factor", "final_div_factor"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise RecipeError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("max_lr", "div_factor", "final_div_factor", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise RecipeError(f"{name} must be positive, got {value}")
         for name in ("pct_start", "flip", "cutout", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not 1 <= self.cutout_size <= 32:
             raise RecipeError(f"cutout_size must lie in [1, 32], got {self.cutout_size}")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise RecipeError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
         if self.crop_padding > 31:
             raise RecipeError(f"crop_padding must be at most 31, got {self.crop_padding}")
 

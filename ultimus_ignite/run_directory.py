@@ -4,7 +4,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,18 @@ Status = Literal["running", "finished", "interrupted", "failed", "non-finite"]
 
 class RunDirectoryError(Exception):
     """A run cannot live in this folder; one line that says why and what would do."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run at a boundary, with everything saved.
+
+    Attributes:
+        signal: which one.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"ended by {number.name}, everything is saved: --resume goes on from here")
+        self.signal = number
 
 
 class RunDirectory:
@@ -98,6 +111,21 @@ class RunDirectory:
         self._facts = status
         _write_json(self.recipe, recipe)
         self.set_status("running")
+
+    @contextlib.contextmanager
+    def reporting(self, failures: Mapping[type[BaseException], Status]) -> Iterator[None]:
+        """Have ``status.json`` say how the block ended.
+
+        Args:
+            failures: what to call an exception that is not ``failed``.
+        """
+        try:
+            yield
+        except BaseException as error:
+            matches = (status for kind, status in failures.items() if isinstance(error, kind))
+            self.set_status(next(matches, "failed"))
+            raise
+        self.set_status("finished")
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Say how the run stands."""

@@ -15,7 +15,9 @@ SUBJECTS = {  # how each handler is made with nothing but what it needs
     "BatchLogger": lambda folder: handlers.BatchLogger(OPTIMIZER, file=io.StringIO()),
     "Checkpointer": lambda folder: handlers.Checkpointer({}, directory=folder / "checkpoints"),
     "CurveRenderer": lambda folder: handlers.CurveRenderer(HISTORY, path=folder / "curves.png"),
+    "GracefulStop": lambda folder: handlers.GracefulStop(),
     "History": lambda folder: handlers.History(OPTIMIZER, path=folder / "history.csv"),
+    "NonFiniteGuard": lambda folder: handlers.NonFiniteGuard(OPTIMIZER),
     "OneCycleScheduler": lambda folder: handlers.OneCycleScheduler(OPTIMIZER, max_lr=0.1),
 }
 NAMES = [name for name in handlers.__all__ if hasattr(getattr(handlers, name), "attach")]

@@ -15,7 +15,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     arguments = parse_arguments(prog, argv)
 
     from ultimus_ignite.modules import UltimusNet
-    from ultimus_ignite.run import create_model
+    from ultimus_ignite.build import create_model
 
     model = create_model(arguments.flags, num_classes=10)
     if isinstance(model, UltimusNet):

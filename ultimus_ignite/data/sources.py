@@ -1,8 +1,8 @@
 """A data spec, such as `cifar10` or `folder:DIR`, to checked uint8 tensors."""
 
 import os
-import shutil
 import socket
+import tarfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,13 +126,19 @@ def _fetch(dataset: "type[CIFAR10]", data_dir: Path) -> None:
             if not archive.exists():
                 archive = scratch / dataset.filename
                 _download(dataset.url, archive, dataset.tgz_md5)
-            shutil.unpack_archive(archive, scratch, filter="data")
+            with tarfile.open(archive) as members:
+                members.extractall(scratch, filter=_harmless)
             (scratch / dataset.base_folder).rename(folder)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         if folder.is_dir():
             return  # another process was faster, and its files are as good
         advice = f"give --data digits, or put {dataset.filename} into {data_dir}"
         raise _UnobtainableError(f"{dataset.url}: cannot be fetched ({error}): {advice}") from error
+
+
+def _harmless(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Nothing outside the folder, and the umask's permissions instead of the archive's."""
+    return tarfile.data_filter(member, folder).replace(mode=None, deep=False)
 
 
 def _download(url: str, archive: Path, md5: str) -> None:
