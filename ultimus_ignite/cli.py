@@ -1,5 +1,6 @@
 """The commands `train-cifar` and `ultimus`, and how they end."""
 
+import argparse
 import contextlib
 import io
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
-from ultimus_ignite.recipe import RecipeError
+from ultimus_ignite.recipe import RECIPES, Recipe, RecipeError
 from ultimus_ignite.run_directory import Interrupted, RunDirectoryError
 
 Arguments = TypeVar("Arguments")
@@ -88,6 +89,14 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, NonFiniteError):
         return ExitCode.NON_FINITE
     return ExitCode.INTERNAL
+
+
+def recipe_of(argv: Sequence[str]) -> Recipe:
+    """The recipe that ``--recipe`` names: it is read first, its fields are the other defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="classic", nargs="?")
+    name = parser.parse_known_args([*argv])[0].recipe
+    return RECIPES.get(name, Recipe())  # an unknown name is for `parse` to complain about
 
 
 def parse(arguments: type[Arguments], prog: str, argv: Sequence[str], default: Any = None) -> Any:

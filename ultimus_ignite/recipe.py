@@ -82,4 +82,5 @@ class Recipe:
             raise RecipeError(f"crop_padding must be at most 31, got {self.crop_padding}")
 
 
-RECIPES: dict[str, Recipe] = {"classic": Recipe()}
+RecipeName = Literal["classic"]
+RECIPES: dict[RecipeName, Recipe] = {"classic": Recipe()}

@@ -9,6 +9,7 @@ SUBCOMMANDS = {
     "train": "the same as train-cifar",
     "summary": "the layers of a recipe's model, their output shapes and parameters",
     "plot": "redraw the curves of a run from its history.csv",
+    "verify-resume": "kill a short run at random moments and show that it ends bit-identical",
 }
 
 
@@ -16,7 +17,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     """Hand the arguments to the subcommand that the first of them names."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        rows = [f"  {name:12}{purpose}" for name, purpose in SUBCOMMANDS.items()]
+        rows = [f"  {name:16}{purpose}" for name, purpose in SUBCOMMANDS.items()]
         print("\n".join([f"usage: {prog} SUBCOMMAND [flags, or --help]\n", *rows]))
         return
     if name not in SUBCOMMANDS:

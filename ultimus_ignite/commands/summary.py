@@ -14,8 +14,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
     """Print the table of the model that the flags describe."""
     arguments = parse_arguments(prog, argv)
 
-    from ultimus_ignite.modules import UltimusNet
     from ultimus_ignite.build import create_model
+    from ultimus_ignite.modules import UltimusNet
 
     model = create_model(arguments.flags, num_classes=10)
     if isinstance(model, UltimusNet):

@@ -1,15 +1,14 @@
 """`train-cifar`: one run, from a recipe and flags."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from ultimus_ignite.cli import parse
-from ultimus_ignite.recipe import RECIPES, Recipe
+from ultimus_ignite.cli import parse, recipe_of
+from ultimus_ignite.recipe import Recipe, RecipeName
 from ultimus_ignite.run_directory import RunDirectory
 
 
@@ -22,7 +21,7 @@ class TrainArguments:
     """
 
     flags: tyro.conf.OmitArgPrefixes[Recipe]
-    recipe: Literal["classic"] = "classic"
+    recipe: RecipeName = "classic"
     """Named recipe that the other flags start from."""
     out: Path | None = None
     """Folder of the run; runs/RECIPE when left out."""
@@ -43,10 +42,6 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
 
 def parse_arguments(prog: str, argv: Sequence[str]) -> TrainArguments:
-    """The recipe is read first: its fields are the defaults of all other flags."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="classic")
-    name = first.parse_known_args([*argv])[0].recipe
-    default = TrainArguments(RECIPES[name], name) if name in RECIPES else TrainArguments(Recipe())
-    arguments: TrainArguments = parse(TrainArguments, prog, argv, default)
+    """The flags of ``train-cifar``."""
+    arguments: TrainArguments = parse(TrainArguments, prog, argv, TrainArguments(recipe_of(argv)))
     return arguments

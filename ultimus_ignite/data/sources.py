@@ -138,7 +138,8 @@ def _fetch(dataset: "type[CIFAR10]", data_dir: Path) -> None:
 
 def _harmless(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """Nothing outside the folder, and the umask's permissions instead of the archive's."""
-    return tarfile.data_filter(member, folder).replace(mode=None, deep=False)
+    member = tarfile.data_filter(member, folder)
+    return member.replace(mode=None, deep=False)  # type: ignore[arg-type]  # None is documented
 
 
 def _download(url: str, archive: Path, md5: str) -> None:

@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ultimus_ignite.handlers import NonFiniteError, NonFiniteGuard
+from ultimus_ignite.handlers import non_finite_guard as module
+
+KINDS = {
+    "fused Adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+    "fused SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+}
+
+
+def make(kind, batches, *, dtype=torch.float32, guarded=True):
+    """A trainer whose gradient is the batch; what the weight was after each iteration."""
+    weight = nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer = KINDS[kind]([weight])
+    trail = []
+
+    def update(engine, batch):
+        optimizer.zero_grad()
+        loss = (weight * torch.tensor(batch, dtype=dtype)).sum()
+        loss.backward()
+        optimizer.step()
+        return {"loss": torch.tensor(1.0) if math.isfinite(batch) else loss.detach()}
+
+    trainer = Engine(update)
+    trainer.logger.disabled = True
+    guard = NonFiniteGuard(optimizer)
+    if guarded:
+        guard.attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: trail.append(weight.detach().clone())
+    )
+    return trainer, weight, optimizer, trail, guard
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_the_weights_never_take_a_bad_step(kind, bad, at):
+    batches = [1.0] * (at - 1) + [bad] + [1.0] * (6 - at)
+    trainer, weight, optimizer, trail, _ = make(kind, batches)
+    with pytest.raises(NonFiniteError, match=rf"at iteration {at}, rate 0\.1"):
+        trainer.run(batches)
+    oracle, oracle_weight, *_ = make(kind, batches, guarded=False)
+    if at > 1:
+        oracle.run(batches[: at - 1])
+    assert torch.equal(weight, oracle_weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_run_is_not_changed_by_a_bit(kind):
+    batches = [0.5, -2.0, 1e30, 3e-39, 0.0]
+    trainer, weight, *_ = make(kind, batches)
+    trainer.run(batches, max_epochs=3)
+    oracle, oracle_weight, *_ = make(kind, batches, guarded=False)
+    oracle.run(batches, max_epochs=3)
+    assert torch.equal(weight, oracle_weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions(dtype):
+    trainer, weight, *_ = make("SGD", [1.0, math.inf], dtype=dtype)
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.run([1.0, math.inf])
+    assert torch.isfinite(weight).all()
+
+
+def test_a_loss_alone_counts_too():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    trainer = Engine(lambda engine, batch: batch)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="iteration 3"):
+        trainer.run([1.0, 2.0, math.nan, 1.0])
+
+
+def test_the_flag_is_read_when_an_interval_has_passed(monkeypatch):
+    monkeypatch.setattr(module, "CHECK_INTERVAL", 0.0)
+    batches = [1.0, math.nan, 1.0, 1.0]
+    trainer, _, _, trail, _ = make("fused SGD", batches)
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.run(batches)
+    assert len(trail) == 1  # it stopped in the second iteration, before the trail's handler
+
+
+def test_a_late_reading_still_names_the_first_bad_iteration():
+    batches = [1.0, 1.0, math.nan, 1.0, math.inf, 1.0]
+    trainer, _, _, trail, _ = make("fused SGD", batches)
+    with pytest.raises(NonFiniteError, match="iteration 3"):
+        trainer.run(batches)
+    assert len(trail) == 6  # read only at the end of the epoch
+    assert all(torch.equal(later, trail[1]) for later in trail[2:])
+
+
+def test_iterations_are_counted_from_where_a_run_was_resumed():
+    trainer, *_ = make("fused SGD", [])
+    trainer.load_state_dict({"iteration": 7, "epoch_length": 5, "max_epochs": 2})
+    with pytest.raises(NonFiniteError, match="iteration 9"):
+        trainer.run(iter([1.0, math.nan, 1.0]), max_epochs=2, epoch_length=5)
+
+
+def test_a_grad_scaler_skips_infinite_gradients_by_itself():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+
+    def update(engine, batch):
+        optimizer.zero_grad()
+        loss = (weight * batch).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    trainer = Engine(update)
+    NonFiniteGuard(optimizer).attach(trainer)
+    trainer.run([4.0, 4.0, 4.0])  # 4 x 2**127 overflows, half of it does not
+    assert scaler.get_scale() < 2.0**127
+    assert weight.item() < 1

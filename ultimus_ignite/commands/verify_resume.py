@@ -1,0 +1,155 @@
+"""`ultimus verify-resume`: does a killed run, resumed, end as the unbroken one?"""
+
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ultimus_ignite.cli import UserError, parse, recipe_of
+from ultimus_ignite.recipe import Recipe, RecipeName
+from ultimus_ignite.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Train straight through, then again with kill -9 at random moments, each followed by a resume.
+
+    Exit code 0 if weights, optimizer state and history are bit-identical (but for the seconds).
+    """
+
+    flags: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: RecipeName = "classic"
+    """Named recipe that the other flags start from."""
+    kills: int = 3
+    """How often the second run is killed."""
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Train twice and compare what is left."""
+    short = dataclasses.replace(recipe_of(argv), epochs=6, checkpoint_every=5)
+    arguments: VerifyArguments = parse(VerifyArguments, prog, argv, VerifyArguments(short))
+    with tempfile.TemporaryDirectory() as folder:
+        straight, killed = Path(folder, "straight"), Path(folder, "killed")
+        seconds = _train_straight(arguments.flags, straight)
+        print(f"straight through: {seconds:.1f} s of training", flush=True)
+        # On average as long as it takes for the last kill to fall near the end of the training.
+        longest_wait = 2 * seconds / (arguments.kills + 1)
+        for _ in range(arguments.kills):
+            _kill(arguments.flags, killed, random.uniform(0, longest_wait))
+        _train_straight(arguments.flags, killed)
+        report(straight, killed)
+
+
+def report(straight: Path, killed: Path) -> None:
+    """Print the verdict on two finished runs.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    states = [_final_state(path) for path in (straight, killed)]
+    if difference := first_difference(*states):
+        raise UserError(f"NOT bit-identical: {difference}")
+    for name in ("model", "optimizer", "history"):
+        hashes = {_digest(state[name]) for state in states}
+        print(f"{name:10} bit-identical, sha256 {' '.join(hashes)}")
+
+
+def first_difference(a: Any, b: Any, path: str = "") -> str | None:
+    """Where two states differ first, as a path and both values; None where they are equal.
+
+    Example:
+        >>> first_difference({"rates": [0.1, 0.2]}, {"rates": [0.1, 0.3]})
+        'rates[1]: 0.2 -> 0.3'
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
+        children = [(f"{path}.{key}" if path else str(key), a[key], b[key]) for key in a]
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        children = [(f"{path}[{i}]", x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    elif hasattr(a, "tolist") and hasattr(b, "tolist") and a.dtype == b.dtype:
+        return first_difference(a.tolist(), b.tolist(), path)
+    else:
+        return None if repr(a) == repr(b) else f"{path}: {a!r} -> {b!r}"  # repr: NaN equals NaN
+    return next(filter(None, (first_difference(x, y, name) for name, x, y in children)), None)
+
+
+def _final_state(path: Path) -> dict[str, Any]:
+    """The last checkpoint, without the seconds."""
+    from ultimus_ignite.handlers import CheckpointStore
+
+    newest = CheckpointStore(RunDirectory(path).checkpoints).load_newest()
+    if newest is None:
+        raise UserError(f"{path} holds no checkpoint")
+    state = newest[1]
+    for row in state["history"]["rows"]:
+        del row["seconds"]
+    del state["history"]["seconds"]
+    return state
+
+
+def _digest(state: Any) -> str:
+    import hashlib
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _train_straight(recipe: Recipe, out: Path) -> float:
+    """Run to the end; the seconds from the first iteration on."""
+    process = _start(recipe, out)
+    begin = time.monotonic()
+    process.join()
+    if process.exitcode:
+        raise UserError(f"the run in {out} ended with exit code {process.exitcode}")
+    return time.monotonic() - begin
+
+
+def _kill(recipe: Recipe, out: Path, wait: float) -> None:
+    """Start or resume the run, and kill it that many seconds after it has begun to train."""
+    process = _start(recipe, out)
+    process.join(wait)
+    process.kill()
+    process.join()
+    newest = max(RunDirectory(out).checkpoints.glob("*.pt"), default=None)
+    print(f"killed after {wait:.2f} s, newest: {newest and newest.name}", flush=True)
+
+
+def _start(recipe: Recipe, out: Path) -> BaseProcess:
+    """A process that has begun to train, or has ended."""
+    # A fork server has torch loaded already, so that the kills fall into the training.
+    context = multiprocessing.get_context("forkserver")
+    # TensorBoard's queue leaves semaphores behind in a killed process: cleaned up, not worth a word.
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    context.set_forkserver_preload(["ultimus_ignite.run"])
+    process = context.Process(target=_train, args=(recipe, out))
+    process.start()
+    directory = RunDirectory(out)
+    while process.is_alive():
+        if directory.status.exists() and directory.read_status()["pid"] == process.pid:
+            break
+        time.sleep(0.01)
+    return process
+
+
+def _train(recipe: Recipe, out: Path) -> None:
+    from ultimus_ignite.run import run
+
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        RunDirectory(out).open(resume=True) as directory,
+    ):
+        run(recipe, directory)
