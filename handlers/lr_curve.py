@@ -42,7 +42,7 @@ class LRCurve:
         >>> for exponent in range(-8, 3):
         ...     curve.add(10.0**exponent, loss=2.0 - 1.0 / (1.0 + (exponent + 3) ** 2))
         >>> curve.suggestions()
-        {'minimum': 0.01, 'steepest': 0.001, 'valley': 0.0001}
+        {'minimum': 0.01, 'steepest': 0.0001, 'valley': 1e-06}
         >>> curve.add(1000.0, loss=float("nan"))
         >>> curve.diverged_at
         1000.0

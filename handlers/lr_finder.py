@@ -154,8 +154,7 @@ def leaving_no_trace(
     on to, are at work themselves and have their values copied back.
     """
     with contextlib.ExitStack() as stack:
-        is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count() * is_used)))
+        stack.enter_context(torch.random.fork_rng(range(torch.accelerator.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the global one
         for owner in (data, getattr(data, "sampler", None)):

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-import io
+import hashlib
+import itertools
 import multiprocessing
 import os
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,29 +59,33 @@ def report(straight: Path, killed: Path) -> None:
         UserError: they differ; names the first difference.
     """
     states = [_final_state(path) for path in (straight, killed)]
-    if difference := first_difference(*states):
-        raise UserError(f"NOT bit-identical: {difference}")
+    for a, b in itertools.zip_longest(*map(leaves, states)):
+        if a != b:
+            raise UserError(f"NOT bit-identical: {a} in the straight run, {b} in the killed one")
     for name in ("model", "optimizer", "history"):
-        hashes = {_digest(state[name]) for state in states}
-        print(f"{name:10} bit-identical, sha256 {' '.join(hashes)}")
+        digests = [
+            hashlib.sha256("\n".join(leaves(state[name])).encode()).hexdigest() for state in states
+        ]
+        print(f"{name:10} bit-identical, sha256 {digests[0]} = {digests[1]}")
 
 
-def first_difference(a: Any, b: Any, path: str = "") -> str | None:
-    """Where two states differ first, as a path and both values; None where they are equal.
+def leaves(state: Any, path: str = "") -> Iterator[str]:
+    """Every number of a nested state, with its path, as text that tells all floats apart.
 
     Example:
-        >>> first_difference({"rates": [0.1, 0.2]}, {"rates": [0.1, 0.3]})
-        'rates[1]: 0.2 -> 0.3'
+        >>> list(leaves({"rates": [0.1, float("nan")], "iteration": 98}))
+        ['.rates[0] = 0.1', '.rates[1] = nan', '.iteration = 98']
     """
-    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
-        children = [(f"{path}.{key}" if path else str(key), a[key], b[key]) for key in a]
-    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        children = [(f"{path}[{i}]", x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
-    elif hasattr(a, "tolist") and hasattr(b, "tolist") and a.dtype == b.dtype:
-        return first_difference(a.tolist(), b.tolist(), path)
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from leaves(value, f"{path}.{key}")
+    elif isinstance(state, list | tuple):
+        for i, value in enumerate(state):
+            yield from leaves(value, f"{path}[{i}]")
+    elif hasattr(state, "tolist") and state.dim():
+        yield from leaves(state.tolist(), path)
     else:
-        return None if repr(a) == repr(b) else f"{path}: {a!r} -> {b!r}"  # repr: NaN equals NaN
-    return next(filter(None, (first_difference(x, y, name) for name, x, y in children)), None)
+        yield f"{path} = {state!r}"
 
 
 def _final_state(path: Path) -> dict[str, Any]:
@@ -95,16 +100,6 @@ def _final_state(path: Path) -> dict[str, Any]:
         del row["seconds"]
     del state["history"]["seconds"]
     return state
-
-
-def _digest(state: Any) -> str:
-    import hashlib
-
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def _train_straight(recipe: Recipe, out: Path) -> float:
@@ -131,7 +126,7 @@ def _start(recipe: Recipe, out: Path) -> BaseProcess:
     """A process that has begun to train, or has ended."""
     # A fork server has torch loaded already, so that the kills fall into the training.
     context = multiprocessing.get_context("forkserver")
-    # TensorBoard's queue leaves semaphores behind in a killed process: cleaned up, not worth a word.
+    # TensorBoard's queue leaves semaphores behind when it is killed; they are cleaned up.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     context.set_forkserver_preload(["ultimus_ignite.run"])
     process = context.Process(target=_train, args=(recipe, out))
