@@ -19,10 +19,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from report import medians, print_environment, print_table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from report import medians, print_environment, print_table
 from ultimus_ignite.data.augment import HOLE_VALUE, Augment, Normalize
 
 BATCH = 512

@@ -13,7 +13,6 @@ Median of interleaved rounds. Hardware, versions and results: to be measured.
 
 import argparse
 import contextlib
-import io
 import itertools
 import logging
 import tempfile
@@ -30,25 +29,13 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, LRScheduler, ProgressBar, TerminateOnNan
 from ignite.metrics import RunningAverage
+from report import SilentTerminal, medians, print_environment, print_table
 from torch import Tensor
 from tqdm import tqdm
 
-from report import medians, print_environment, print_table
 from ultimus_ignite.handlers import BatchLogger, Checkpointer, History, OneCycleScheduler
 
 MAX_LR = 0.01
-
-
-class SilentTerminal(io.TextIOBase):
-    """Has bars drawn as a terminal has, and shows nothing."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        return len(text)
 
 
 @dataclass

@@ -189,8 +189,8 @@ class _Display:
         self._total: Any = None  # batches of the epoch, None where it is not known
 
     @property
-    def file(self) -> TextIO:
-        return self._file or sys.stdout
+    def file(self) -> TextIO | None:
+        return self._file or sys.stdout  # None where the process was started without one
 
     def line(self, text: str) -> None:
         self._print(text)
@@ -247,6 +247,10 @@ class _Display:
                 print(text, file=log)
 
 
-def _shows_bars(file: TextIO) -> bool:
-    is_terminal = file.isatty() and os.environ.get("TERM") != "dumb"
-    return is_terminal or "ipykernel.zmqshell" in sys.modules  # a notebook draws a widget
+def _shows_bars(file: TextIO | None) -> bool:
+    if "ipykernel.zmqshell" in sys.modules:
+        return True  # a notebook draws a widget
+    try:
+        return file is not None and file.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False

@@ -79,14 +79,15 @@ class LRCurve:
     def steepest(self) -> float | None:
         """Rate at which the smoothed loss falls fastest, per factor of the rate, on its way down.
 
-        The first tenth is left out, as fastai does: there the running mean has few losses to
-        average, and a new model's loss falls at any rate.
+        The first tenth counts as one step: the mean of so few losses is still rough.
         """
-        first, lowest = len(self.rates) // 10, _lowest(self.smoothed)
-        if lowest - first < 2:
+        count = len(self.rates)
+        if count < 3:
             return None
-        slopes = np.gradient(self.smoothed, np.log(self.rates))[first : lowest + 1]
-        return self._inside(first + _lowest(slopes), first) if slopes.min() < 0 else None
+        points = [0, *range(max(1, count // 10), count)]
+        losses, logs = np.array(self.smoothed)[points], np.log(self.rates)[points]
+        slopes = np.gradient(losses, logs)[: _lowest(losses) + 1]
+        return self._inside(points[_lowest(slopes)]) if slopes.min() < 0 else None
 
     def valley(self) -> float | None:
         """Rate halfway down the longest descent; fastai's default rule.
@@ -105,8 +106,8 @@ class LRCurve:
         # Rounded as published, so that both give the same rate on the same losses.
         return self._inside(end - length + length // 3 + length // 6) if length > 2 else None
 
-    def _inside(self, index: int, first: int = 0) -> float | None:
-        return self.rates[index] if first < index < len(self.rates) - 1 else None
+    def _inside(self, index: int) -> float | None:
+        return self.rates[index] if 0 < index < len(self.rates) - 1 else None
 
 
 def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str = "") -> None:
@@ -157,9 +158,10 @@ def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
         for rate in rates:
             if rate is not None:
                 axes.axvline(rate, color=f"C{number}")
-    best = min(min(curve.smoothed) for curve in curves)
-    if best > 0 and any(curve.diverged_at for curve in curves):
-        axes.set_ylim(0, DIVERGED * best)  # else the explosion is all there is to see
+    low = min(min(curve.losses) for curve in curves)
+    high = max(max(curve.smoothed[: _lowest(curve.smoothed) + 1]) for curve in curves)
+    if low < high:  # half the height for the way down, which an explosion would flatten
+        axes.set_ylim(low, 2 * high - low)
     axes.legend()
     return figure
 

@@ -1,6 +1,5 @@
 """The commands as a user meets them, in processes of their own."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,19 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import call
 
 BIN = Path(__file__).parents[1] / "bin"
-
-
-def call(command, *arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, BIN / command, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def make_folder(root, classes=("cat", "dog"), images=2):
@@ -155,8 +144,10 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in answer.stderr
 
 
-def test_help_lists_every_field():
-    text = call("train-cifar", "--help").stdout
+def test_the_script_in_bin_lists_every_field():
+    text = subprocess.run(
+        [sys.executable, BIN / "train-cifar", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for flag in ("--recipe", "--data", "--data-dir", "--out", "--resume", "--epochs",
                  "--batch-size", "--max-lr", "--seed", "--device"):  # fmt: skip
         assert flag in text

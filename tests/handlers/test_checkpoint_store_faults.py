@@ -143,7 +143,7 @@ from ultimus_ignite.handlers.checkpoint_store import CheckpointStore
 
 torch.set_num_threads(1)
 store, draw, newest = CheckpointStore(sys.argv[1]), random.Random(0), 0
-for _ in range(20):
+for _ in range(10):
     saved, told = os.pipe()
     child = os.fork()
     if child == 0:

@@ -57,7 +57,7 @@ def test_the_last_epoch_ends_as_always():
 
 
 def test_the_second_signal_is_as_if_the_handler_were_not_there():
-    trainer, stop, events = make(2, signal.SIGINT)
+    trainer, _, events = make(2, signal.SIGINT)
     trainer.logger.disabled = True
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: signal.raise_signal(signal.SIGINT)

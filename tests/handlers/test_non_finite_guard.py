@@ -45,7 +45,7 @@ def make(kind, batches, *, dtype=torch.float32, guarded=True):
 @pytest.mark.parametrize("at", [1, 4, 6])
 def test_the_weights_never_take_a_bad_step(kind, bad, at):
     batches = [1.0] * (at - 1) + [bad] + [1.0] * (6 - at)
-    trainer, weight, optimizer, trail, _ = make(kind, batches)
+    trainer, weight, *_ = make(kind, batches)
     with pytest.raises(NonFiniteError, match=rf"at iteration {at}, rate 0\.1"):
         trainer.run(batches)
     oracle, oracle_weight, *_ = make(kind, batches, guarded=False)

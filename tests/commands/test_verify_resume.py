@@ -1,0 +1,62 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ultimus_ignite.cli import UserError
+from ultimus_ignite.commands.verify_resume import leaves, report
+from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.run import run
+from ultimus_ignite.run_directory import RunDirectory
+
+BIN = Path(__file__).parents[2] / "bin"
+
+
+def verify(kills, *flags):
+    return subprocess.run(
+        [sys.executable, BIN / "ultimus", "verify-resume", "--data", "digits", *flags,
+         "--kills", str(kills)],
+        capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+
+
+def check(answer, kills):
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert answer.stdout.count("\nkilled after") == kills
+    for name in ("model", "optimizer", "history"):
+        a, b = re.search(rf"{name} +bit-identical, sha256 (\w+) = (\w+)", answer.stdout).groups()
+        assert a == b
+
+
+def test_eight_kills_of_eight_end_bit_identical():
+    check(verify(8, "--batch-size", "128"), 8)
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_fifty_end_bit_identical():
+    check(verify(50, "--batch-size", "32", "--epochs", "20"), 50)
+
+
+def train(path, **changes):
+    recipe = Recipe(data="digits", epochs=1, device="cpu", **changes)
+    with RunDirectory(path).open() as directory:
+        run(recipe, directory)
+    return path
+
+
+def test_a_difference_is_named(tmp_path, capsys):
+    straight, other = train(tmp_path / "a"), train(tmp_path / "b", max_lr=0.01)
+    with pytest.raises(UserError, match=r"NOT bit-identical: \.metadata\.max_lr = .*0\.01"):
+        report(straight, other)
+
+
+def test_leaves_tell_neighbouring_floats_apart():
+    a = torch.ones(3)
+    b = a.clone()
+    b[1] = torch.nextafter(b[1], torch.tensor(2.0))
+    assert list(leaves({"w": a})) != list(leaves({"w": b}))
+    assert list(leaves({"w": a})) == list(leaves({"w": a.clone()}))

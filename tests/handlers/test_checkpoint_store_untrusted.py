@@ -1,0 +1,390 @@
+"""What the store makes of files that are damaged, foreign or malicious."""
+
+import contextlib
+import copy
+import copyreg
+import functools
+import hashlib
+import io
+import math
+import operator
+import os
+import pickle
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import timeit
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+
+STATE = {"model": OrderedDict(weight=torch.arange(24.0).view(4, 6)), "iteration": 1}
+
+
+def packed(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def plant(directory, data, iteration=1):
+    """Put bytes where a checkpoint belongs, with the digest that fits them."""
+    path = directory / f"ckpt-{iteration:09d}.pt"
+    directory.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    sidecar(path).write_text(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
+    return path
+
+
+def sidecar(path):
+    return path.with_name(f"{path.name}.sha256")
+
+
+def refused(path, match=None):
+    with pytest.raises(CheckpointError, match=match) as caught:
+        CheckpointStore(path.parent).load(path)
+    assert path.name in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "weights_only" not in str(caught.value)
+    return True
+
+
+def harmless(path, original):
+    """True where the file is refused, or loads as what was saved."""
+    try:
+        return packed(CheckpointStore(path.parent).load(path)) == original
+    except CheckpointError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def original():
+    return packed(STATE)
+
+
+def test_truncated(tmp_path, original):
+    path = plant(tmp_path, original)
+    for length in range(0, len(original), 37):
+        path.write_bytes(original[:length])
+        assert refused(path, "sha256")
+        assert refused(plant(tmp_path / "resigned", original[:length]))
+    path.write_bytes(original)
+    digest = sidecar(path).read_bytes()
+    for length in range(64):
+        sidecar(path).write_bytes(digest[:length])
+        assert refused(path)
+
+
+def flips(data, count):
+    """The data with one random bit wrong, a different one each time."""
+    for bit in random.Random(0).sample(range(8 * len(data)), count):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bit, damaged
+
+
+def test_a_flipped_bit_in_the_file(tmp_path, original):
+    path = plant(tmp_path, original)
+    with path.open("r+b", buffering=0) as file:
+        for _, damaged in flips(original, 3000):
+            file.seek(0)
+            file.write(damaged)
+            assert refused(path, "sha256")
+
+
+def test_a_flipped_bit_that_the_digest_agrees_with(tmp_path, original):
+    for bit, damaged in flips(original, 1000):
+        assert harmless(plant(tmp_path, damaged), original), bit
+
+
+def test_a_flipped_bit_in_the_digest(tmp_path, original):
+    path = plant(tmp_path, original)
+    line = sidecar(path).read_bytes()
+    for bit, damaged in flips(line, 8 * len(line)):
+        sidecar(path).write_bytes(damaged)
+        assert refused(path) if bit < 8 * 64 else harmless(path, original)
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.data(), resigned=st.booleans())
+def test_fuzzed(original, data, resigned):
+    position = st.integers(0, len(original))
+    damaged = original
+    for _ in range(data.draw(st.integers(1, 4))):
+        start, end, insert = data.draw(st.tuples(position, position, st.binary(max_size=30)))
+        damaged = damaged[:start] + insert + damaged[data.draw(st.sampled_from([start, end])) :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = plant(Path(folder), damaged if resigned else original)
+        path.write_bytes(damaged)
+        assert harmless(path, original)
+
+
+@pytest.fixture
+def impatient():
+    def stop(*_):
+        pytest.fail("waited for a writer")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("victim", [lambda path: path, sidecar], ids=["file", "digest"])
+def test_what_is_no_regular_file(tmp_path, original, victim):
+    path = victim(plant(tmp_path, original))
+    path.rename(tmp_path / "moved")
+    assert refused(tmp_path / "ckpt-000000001.pt", "No such file")
+    for make in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to(tmp_path / "moved")):
+        make(path)
+        assert refused(tmp_path / "ckpt-000000001.pt", "not a regular file")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def archive(pickled, records=(), *, method=zipfile.ZIP_STORED, name="archive/data.pkl"):
+    """Put a pickle into a file as torch.save writes them."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for entry, content in [(name, pickled), ("archive/version", b"3\n"), *records]:
+            file.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def saved(state, **options):
+    buffer = io.BytesIO()
+    torch.save(state, buffer, **options)
+    return buffer.getvalue()
+
+
+def saved_by_path(state):
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder) / "foreign.pt")
+        return (Path(folder) / "foreign.pt").read_bytes()
+
+
+FOREIGN = {
+    "empty": b"",
+    "random": random.Random(1).randbytes(5000),
+    "text": b"<html>404</html>",
+    "pickle": pickle.dumps(STATE["iteration"]),
+    "legacy torch": saved(STATE, _use_new_zipfile_serialization=False),
+    "torch, by path": saved_by_path(STATE),
+    "torch, a tensor": saved(torch.ones(3)),
+    "torch, a list": saved([1, 2]),
+    "torch, protocol 4": saved(STATE, pickle_protocol=4),
+    "zip": archive(b"text", name="readme.txt"),
+    "empty zip": b"PK\5\6" + bytes(18),
+    "TorchScript": archive(b"\x80\2}.", [("archive/constants.pkl", b"\x80\2).")]),
+    "two pickles": archive(b"\x80\2}.", [("other/data.pkl", b"\x80\2}.")]),
+}
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_files(tmp_path, data):
+    assert refused(plant(tmp_path, data))
+
+
+# Malicious pickles
+
+
+class Call:
+    """Unpickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+SYSTEM = b"cposix\nsystem\n"
+EXTENSION = 240  # a code that copyreg has free
+
+
+def text(string):
+    return b"X" + struct.pack("<I", len(string.encode())) + string.encode()
+
+
+def malicious(canary):
+    """Pickles that make the file ``canary``: what a checkpoint from a stranger might hold."""
+    python, shell = f"open({canary!r}, 'w').close()", f"touch {canary}"
+    touch, argument = ["touch", canary], text(shell)
+    mapped = SYSTEM + b"](" + argument + b"e"  # the arguments of map(system, [shell])
+    instance = b"\x80\2ccollections\nOrderedDict\n)R}"
+    by_opcode = {
+        "GLOBAL": b"\x80\2" + SYSTEM + argument + b"\x85R.",
+        "GLOBAL of Python 2": b"\x80\2c__builtin__\neval\n" + text(python) + b"\x85R.",
+        "GLOBAL, memoised": b"\x80\2" + SYSTEM + b"q\0000h\0" + argument + b"\x85R.",
+        "STACK_GLOBAL": b"\x80\4" + text("posix") + text("system") + b"\x93" + argument + b"\x85R.",
+        "INST": b"(" + argument + b"iposix\nsystem\n.",
+        "OBJ": b"(" + SYSTEM + argument + b"o.",
+        "NEWOBJ": b"cbuiltins\nlist\ncbuiltins\nmap\n" + mapped + b"\x86\x81\x85R.",
+        "NEWOBJ_EX": b"cbuiltins\nlist\ncbuiltins\nmap\n" + mapped + b"\x86}\x92\x85R.",
+        "BUILD": instance + text("__setstate__") + SYSTEM + b"sb" + argument + b"b.",
+        "APPEND": instance + text("append") + SYSTEM + b"sb" + argument + b"a.",
+        "EXT1": b"\x82" + bytes([EXTENSION]) + argument + b"\x85R.",
+    }
+    by_call = {
+        "os.system": Call(os.system, shell),
+        "os.mkdir": Call(os.mkdir, canary),
+        "eval": Call(eval, python),
+        "exec": Call(exec, python),
+        "open": Call(open, canary, "w"),
+        "subprocess.call": Call(subprocess.call, touch),
+        "subprocess.Popen": Call(operator.methodcaller("wait"), Call(subprocess.Popen, touch)),
+        "__import__": Call(operator.methodcaller("system", shell), Call(__import__, "os")),
+        "functools.partial": Call(functools.partial(os.system, shell)),
+        "timeit": Call(timeit.repeat, python, "pass", timeit.default_timer, 1, 1),
+        "shutil.copy": Call(shutil.copy, __file__, canary),
+        "pathlib": Call(Path.touch, Path(canary)),
+        "torch's rebuild": Call(
+            torch._tensor._rebuild_from_type_v2, os.system, int, (shell,), None
+        ),
+        "nested": {"model": [({"weight": Call(os.system, shell)},)]},
+        "as a key": {Call(os.system, shell): 1},
+    }
+    for protocol in (0, 1, 3, 4, 5):
+        by_opcode[f"protocol {protocol}"] = pickle.dumps(by_call["os.system"], protocol)
+    return by_opcode | {name: pickle.dumps(call, 2) for name, call in by_call.items()}
+
+
+@pytest.fixture
+def extension():
+    copyreg.add_extension("posix", "system", EXTENSION)
+    yield
+    copyreg.remove_extension("posix", "system", EXTENSION)
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("name", malicious(""))
+def test_a_malicious_pickle_is_never_run(tmp_path, name):
+    canary = tmp_path / "canary"
+    pickled = malicious(str(canary))[name]
+    for data in (archive(pickled), pickled):
+        assert refused(plant(tmp_path, data))
+        assert not canary.exists()
+    with contextlib.suppress(Exception):
+        pickle.loads(pickled)
+    assert canary.exists(), "this pickle harms nobody: the test shows nothing"
+
+
+# Bombs
+
+
+def number(value):
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def tensor(elements, size, stride):
+    """The pickle of a tensor over a storage of so many floats."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(elements) + b"tQ" + number(0)
+        + number(size) + b"\x85" + number(stride) + b"\x85\x89ccollections\nOrderedDict\n)RtR"
+    )  # fmt: skip
+
+
+def deflated(megabytes):
+    buffer = io.BytesIO()
+    file = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
+    with file, file.open("archive/data.pkl", "w") as entry:
+        for _ in range(megabytes):
+            entry.write(bytes(2**20))
+    return buffer.getvalue()
+
+
+def overlapping(megabytes):
+    """An archive whose entries are all one and the same megabyte."""
+    buffer = io.BytesIO(archive(b"\x80\2}.", [("archive/data/0", bytes(2**20))]))
+    with zipfile.ZipFile(buffer, "a") as file:
+        for key in range(1, megabytes):
+            entry = copy.copy(file.getinfo("archive/data/0"))
+            entry.filename = f"archive/data/{key}"
+            file.filelist.append(entry)
+        file.writestr("archive/byteorder", b"little")
+    return buffer.getvalue()
+
+
+def bombs():
+    records = [("archive/data/0", bytes(400))]
+
+    def holding(value):
+        return archive(b"\x80\2}" + text("a") + value + b"s.", records)
+
+    yield "sound", holding(tensor(100, 100, 1))
+    yield "deflated", deflated(600)
+    yield "overlapping", overlapping(600)
+    yield "bytearray", holding(b"cbuiltins\nbytearray\n" + number(6 * 10**8) + b"\x85R")
+    yield "torch.Tensor", holding(b"ctorch\nTensor\n" + number(10**8) + b"\x85R")
+    yield "storage", holding(b"ctorch.storage\nUntypedStorage\n" + number(6 * 10**8) + b"\x85R")
+    yield "more elements than bytes", holding(tensor(10**9, 10**9, 1))
+    yield "longer than its storage", holding(tensor(100, 10**9, 1))
+    yield "expanded", holding(tensor(100, 10**9, 0))
+    yield "expanded to an exbibyte", holding(tensor(100, 2**58, 0))
+    yield "not a number", saved({"weight": torch.tensor([1.0, math.nan])})
+    yield "infinite", saved({"weight": torch.tensor([1.0, -math.inf])})
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path):
+    path = plant(tmp_path, b"")
+    os.truncate(path, 2**43)
+    assert refused(path, "at most are read")
+    plant(tmp_path, saved(STATE))
+    sidecar(path).write_bytes(sidecar(path).read_bytes() + bytes(4096))
+    assert refused(path, "at most are read")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_bombs_are_refused_within_the_memory_of_a_sound_load(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+start = peak()
+for folder in sys.argv[1:]:
+    try:
+        CheckpointStore(folder).load(Path(folder, "ckpt-000000001.pt"))
+        print("loaded", peak() - start, Path(folder).name)
+    except CheckpointError:
+        print("refused", peak() - start, Path(folder).name)
+"""
+    folders = [plant(tmp_path / name, data).parent for name, data in bombs()]
+    CheckpointStore(tmp_path / "large").save({"weight": torch.ones(25 * 2**20)}, iteration=1)
+    folders.append(tmp_path / "large")
+    printed = subprocess.check_output([sys.executable, "-c", script, *folders], text=True)
+    lines = [line.split(" ", 2) for line in printed.splitlines()]
+    outcomes = {name: (outcome, int(grown)) for outcome, grown, name in lines}
+    assert len(outcomes) == len(folders)
+    loaded = {name for name, (outcome, _) in outcomes.items() if outcome == "loaded"}
+    assert loaded == {"sound", "large"}
+    assert max(grown for name, (_, grown) in outcomes.items() if name != "large") < 200
+    assert outcomes["large"][1] < 3 * 100  # the file has 100 MiB
+
+
+def test_a_state_that_names_one_list_more_often_than_there_is_time_for(tmp_path):
+    laughs = []
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    laughs.append(laughs)
+    store = CheckpointStore(tmp_path)
+    store.save({"laughs": laughs}, iteration=1)
+    assert store.load_newest()[1]["laughs"][2][2][0][1] != []

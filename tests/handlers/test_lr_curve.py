@@ -1,0 +1,193 @@
+import csv
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ultimus_ignite.handlers import lr_curve
+from ultimus_ignite.handlers.lr_curve import LRCurve, draw_lr_curves, format_rates, save_lr_curves
+
+RATES = np.geomspace(1e-6, 10.0, 141).tolist()  # 20 a decade
+LOSSES = st.lists(st.floats(0.1, 10.0), min_size=1, max_size=60)
+
+
+def curve(losses, rates=RATES):
+    made = LRCurve()
+    for rate, loss in zip(rates, losses, strict=False):
+        made.add(rate, float(loss))
+    return made
+
+
+def smooth(losses):
+    """A curve whose smoothed losses are these: for the rules, which read nothing else."""
+    return LRCurve(RATES[: len(losses)], list(losses), list(losses))
+
+
+def bowl(centre, count=141):
+    return [2.0 + 0.1 * math.log10(rate / centre) ** 2 for rate in RATES[:count]]
+
+
+@given(LOSSES)
+def test_the_smoothed_loss_is_the_mean_with_weights_that_fade_by_a_twentieth(losses):
+    made = curve(losses)
+    for i, smoothed in enumerate(made.smoothed):
+        weights = [0.95 ** (i - j) for j in range(i + 1)]
+        assert smoothed == pytest.approx(np.average(losses[: i + 1], weights=weights))
+
+
+@given(LOSSES)
+def test_minimum_is_the_lowest_place_that_is_no_edge(losses):
+    best = min(range(len(losses)), key=lambda i: losses[i])
+    expected = RATES[best] if 0 < best < len(losses) - 1 else None
+    assert smooth(losses).minimum() == expected
+
+
+@given(LOSSES)
+def test_valley_is_the_published_rule_that_is_no_edge(losses):
+    """Quadratic search for the longest fall, as published; ties go to the first."""
+    lengths = []
+    for i, loss in enumerate(losses):
+        lengths.append(1 + max((lengths[j] for j in range(i) if losses[j] > loss), default=0))
+    longest = max(lengths)
+    end = lengths.index(longest)
+    section = longest / 3
+    place = end - longest + int(section) + int(section / 2)
+    found = longest > 2 and 0 < place < len(losses) - 1
+    assert smooth(losses).valley() == (RATES[place] if found else None)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=3, max_size=19))
+def test_steepest_is_the_largest_fall_before_the_minimum_that_is_no_edge(losses):
+    last = len(losses) - 1  # below 20 points, the first tenth is one step like any other
+
+    def slope(i):
+        before, after = max(i - 1, 0), min(i + 1, last)
+        return (losses[after] - losses[before]) / (after - before)
+
+    way_down = range(losses.index(min(losses)) + 1)
+    steepest = min(map(slope, way_down))
+    answer = smooth(losses).steepest()
+    if answer is not None:
+        place = RATES.index(answer)
+        assert place in way_down
+        assert 0 < place < last
+        assert slope(place) == pytest.approx(steepest) != 0
+    elif steepest < 0:
+        assert steepest == pytest.approx(min(slope(i) for i in way_down if i in (0, last)))
+
+
+@pytest.mark.parametrize("centre", [1e-4, 1e-3, 1e-2, 0.1])
+def test_a_bowl_has_its_bottom_as_minimum_and_its_middle_as_valley(centre):
+    exact, lagging = smooth(bowl(centre)), curve(bowl(centre))
+    assert exact.minimum() == pytest.approx(centre)
+    assert math.log10(exact.valley()) == pytest.approx(math.log10(1e-6 * centre) / 2, abs=0.1)
+    assert exact.steepest() is None  # it falls fastest at its edge
+    assert centre < lagging.minimum() < 10 * centre  # the mean remembers a decade
+
+
+def test_a_plateau_that_falls_into_a_valley_is_steepest_half_way_down():
+    losses = [2.0 - math.tanh(4 * math.log10(rate / 1e-3)) for rate in RATES[:100]]
+    assert smooth(losses).steepest() == pytest.approx(1e-3)
+    assert math.log10(curve(losses).steepest()) == pytest.approx(-3, abs=0.3)
+
+
+FALLING = [3.0 - (i / 100) ** 2 for i in range(100)]  # faster and faster
+
+
+@pytest.mark.parametrize(
+    ("losses", "minimum", "valley"),
+    [
+        pytest.param(FALLING, None, RATES[48], id="falls to the end"),
+        pytest.param(FALLING[::-1], None, None, id="rises from the start"),
+        pytest.param([2.3] * 100, None, None, id="flat"),
+        pytest.param([2.3], None, None, id="one point"),
+        pytest.param([2.3, 2.2], None, None, id="two points"),
+        pytest.param([2.3, 2.2, 2.4], RATES[1], None, id="three points"),
+    ],
+)
+def test_no_rule_answers_at_an_edge(losses, minimum, valley):
+    made = smooth(losses)
+    assert made.suggestions() == {"minimum": minimum, "steepest": None, "valley": valley}
+
+
+def test_noise_on_the_first_losses_does_not_make_the_steepest_place():
+    losses = [3.0, 1.0, 3.0, *[2.0] * 40, *np.linspace(2.0, 1.0, 40), *[1.0] * 20]
+    rate = curve(losses).steepest()
+    assert rate is None or RATES[43] <= rate <= RATES[83]
+
+
+def test_a_tail_of_nan_is_no_point_and_its_edge_no_minimum():
+    made = curve([*FALLING, math.nan])
+    assert made.diverged_at == RATES[100]
+    assert made.losses == FALLING
+    assert made.minimum() is None
+    made = curve([*bowl(1e-3), math.inf])
+    assert made.minimum() == curve(bowl(1e-3)).minimum()
+
+
+def test_above_four_times_the_best_is_diverged():
+    made = curve([1.0] * 50 + [61.0])  # a mean of 1 + 60 / 18.5: one loss has about a 20th
+    assert made.smoothed[-1] > 4
+    assert made.diverged_at == RATES[50]
+    assert curve([1.0] * 50 + [50.0]).diverged_at is None
+    assert curve([-1.0] * 50 + [9.0]).diverged_at is None  # no multiple of -1 is worse
+
+
+def test_the_picture_shows_losses_means_and_every_rule():
+    made = curve(bowl(1e-3))
+    axes = draw_lr_curves([made], title="a test").axes[0]
+    assert (axes.get_title(), axes.get_xscale()) == ("a test", "log")
+    raw, mean = axes.lines[:2]
+    assert raw.get_xdata().tolist() == mean.get_xdata().tolist() == made.rates
+    assert raw.get_ydata().tolist() == made.losses
+    assert mean.get_ydata().tolist() == made.smoothed
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == [f"{rule}: {format_rates([x])}" for rule, x in made.suggestions().items()]
+    places = [line.get_xdata()[0] for line in axes.lines[2:] if len(line.get_xdata()) == 2]
+    assert places == [rate for rate in made.suggestions().values() if rate is not None]
+
+
+def test_an_explosion_does_not_flatten_the_picture():
+    made = curve([*bowl(1e-3, 100), 1e6])
+    low, high = draw_lr_curves([made]).axes[0].get_ylim()
+    assert low == min(made.losses)
+    assert max(bowl(1e-3, 100)) < high < 10
+
+
+def test_repeats_share_a_picture_and_a_table(tmp_path):
+    curves = [curve(bowl(1e-3)), curve([*FALLING, math.nan])]
+    save_lr_curves(curves, tmp_path / "new" / "folder", title="two")
+    folder = tmp_path / "new" / "folder"
+    assert sorted(p.name for p in folder.iterdir()) == ["lr_finder.csv", "lr_finder.png"]
+    with Image.open(folder / "lr_finder.png") as picture:
+        assert picture.size == (1080, 600)
+        assert len(picture.convert("L").getcolors()) > 10  # not blank
+    with (folder / "lr_finder.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for number, made in enumerate(curves, start=1):
+        own = [row for row in rows if row["repeat"] == str(number)]
+        assert [int(row["iteration"]) for row in own] == list(range(1, len(made.rates) + 1))
+        for column, values in (
+            ("lr", made.rates), ("loss", made.losses), ("smoothed_loss", made.smoothed)
+        ):  # fmt: skip
+            assert [float(row[column]) for row in own] == values
+
+
+def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
+    save_lr_curves([curve(bowl(1e-3))], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(lr_curve.os, "fsync", lambda number: 1 / 0)
+    monkeypatch.setattr(lr_curve, "save_figure", lambda figure, path: None)
+    with pytest.raises(ZeroDivisionError):
+        save_lr_curves([curve(bowl(1e-2))], tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_pyplot_is_never_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    draw_lr_curves([curve(bowl(1e-3))])
+    assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,210 @@
+"""Runs in processes of their own that are stopped, killed, or fail: reliability, from outside."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from processes import Command
+
+BIN = Path(__file__).parents[1] / "bin"
+FLAGS = ["--data", "digits", "--batch-size", "128", "--epochs", "10", "--device", "cpu"]
+
+
+def start(out, *flags):
+    return Command("train-cifar", *FLAGS, *flags, "--out", out)
+
+
+def finish(out, *flags):
+    answer = start(out, *flags).finish()
+    assert answer.returncode == 0, answer.stderr
+    return answer
+
+
+def weights(out):
+    return safetensors.torch.load_file(out / "model.safetensors")
+
+
+def status(out):
+    return json.loads((out / "status.json").read_text())["status"]
+
+
+def history(out):
+    """The rows without their seconds."""
+    return [line.rsplit(",", 1)[0] for line in (out / "history.csv").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight") / "run"
+    finish(out)
+    return out
+
+
+def assert_same(out, straight):
+    a, b = weights(out), weights(straight)
+    assert all(torch.equal(a[key], b[key]) for key in b)
+    assert history(out) == history(straight)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+@pytest.mark.parametrize("epoch", [1, 6])
+def test_a_signal_saves_says_so_and_the_resumed_run_is_the_unbroken_one(
+    tmp_path, straight, number, code, epoch
+):
+    out = tmp_path / "run"
+    process = start(out)
+    process.wait_for(f"EPOCH: {epoch} ")
+    process.send_signal(number)
+    answer = process.finish()
+    assert answer.returncode == code, answer.stderr
+    assert re.fullmatch(rf"train-cifar: ended by {number.name}, .*--resume.*\n", answer.stderr)
+    assert status(out) == "interrupted"
+    assert (out / "curves.png").exists()
+    assert list((out / "checkpoints").glob("*.pt"))
+    finish(out, "--resume")
+    assert status(out) == "finished"
+    assert_same(out, straight)
+
+
+def test_two_signals_end_at_once(tmp_path):
+    out = tmp_path / "run"
+    process = start(out, "--epochs", "1000")
+    process.wait_for("EPOCH: 2 ")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.finish().returncode in (130, 143)
+    assert status(out) == "interrupted"
+
+
+def test_killed_anywhere_the_status_and_the_checkpoints_stand(tmp_path, straight):
+    out = tmp_path / "run"
+    process = start(out, "--checkpoint-every", "4")
+    process.wait_for("EPOCH: 3 ")
+    process.kill()
+    assert status(out) == "running"
+    finish(out, "--resume", "--checkpoint-every", "4")
+    assert_same(out, straight)
+
+
+def test_resume_starts_anew_where_nothing_is(tmp_path, straight):
+    finish(tmp_path / "run", "--resume")
+    assert_same(tmp_path / "run", straight)
+
+
+def test_what_does_not_touch_the_training_changes_nothing(tmp_path, straight):
+    finish(tmp_path / "run", "--checkpoint-every", "3")
+    assert_same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "sidecar gone"])
+def test_a_damaged_checkpoint_is_named_and_the_older_one_goes_on(tmp_path, straight, damage):
+    out = tmp_path / "run"
+    process = start(out)
+    process.wait_for("EPOCH: 8 ")
+    process.kill()
+    newest = max((out / "checkpoints").glob("*.pt"))
+    data = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        newest.write_bytes(data[:5000] + bytes([data[5000] ^ 16]) + data[5001:])
+    elif damage == "emptied":
+        newest.write_bytes(b"")
+    else:
+        newest.with_name(newest.name + ".sha256").unlink()
+    process = start(out, "--resume")
+    answer = process.finish()
+    assert answer.returncode == 0, answer.stderr
+    assert newest.name in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert_same(out, straight)
+
+
+def test_no_valid_checkpoint_is_exit_3_never_a_new_start(tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    process.wait_for("EPOCH: 4 ")
+    process.kill()
+    for path in (out / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"nothing")
+    before = (out / "history.csv").read_bytes()
+    process = start(out, "--resume")
+    answer = process.finish()
+    assert answer.returncode == 3
+    assert "none of its" in answer.stderr.splitlines()[-1]
+    assert answer.stdout == ""
+    assert (out / "history.csv").read_bytes() == before
+
+
+def test_a_loss_that_explodes_is_exit_4_with_the_last_good_state_kept(tmp_path):
+    out = tmp_path / "run"
+    process = start(out, "--max-lr", "1e30", "--checkpoint-every", "1")
+    answer = process.finish()
+    assert answer.returncode == 4, answer.stderr
+    assert re.fullmatch(r"train-cifar: the loss .* at iteration \d+, rate \S+: .*\n", answer.stderr)
+    assert status(out) == "non-finite"
+    for path in (out / "checkpoints").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_second_process_in_one_folder_is_refused(tmp_path):
+    out = tmp_path / "run"
+    first = start(out, "--epochs", "1000")
+    first.wait_for("EPOCH: 1 ")
+    try:
+        for flags in ((), ("--resume",)):
+            answer = start(out, *flags).finish()
+            assert answer.returncode == 2
+            assert answer.stderr.count("\n") == 1
+            assert "still going" in answer.stderr
+    finally:
+        first.kill()
+
+
+@pytest.mark.parametrize(
+    "script", ['"$@" | head -n 1', '"$@" >&- 2>&-'], ids=["| head", "closed streams"]
+)
+def test_nobody_listening_does_not_end_the_run(tmp_path, straight, script):
+    out = tmp_path / "run"
+    command = [sys.executable, BIN / "train-cifar", *FLAGS, "--out", out]
+    answer = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script, "bash", *map(str, command)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert_same(out, straight)
+
+
+def test_umask_is_honoured(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, BIN / "train-cifar", *FLAGS, "--epochs", "1", "--out", out]
+    shell = ["sh", "-c", 'umask 077; exec "$@"', "sh", *map(str, command)]
+    subprocess.run(shell, timeout=120, check=True, stdout=subprocess.DEVNULL)
+    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(30))
+def test_thirty_signals_of_thirty(tmp_path, straight, attempt):
+    rng = random.Random(attempt)
+    out, number = tmp_path / "run", rng.choice([signal.SIGTERM, signal.SIGINT])
+    process = start(out)
+    process.wait_for("EPOCH: 1 ")
+    time.sleep(rng.uniform(0, 1.0))
+    process.send_signal(number)
+    assert process.finish().returncode in (0, 128 + number)
+    finish(out, "--resume")
+    assert_same(out, straight)
