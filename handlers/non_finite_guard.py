@@ -1,4 +1,4 @@
-"""Stops a run before NaN or infinity reaches the weights."""
+"""Stops a run before NaN or infinity reaches the weights, or when its loss explodes."""
 
 import time
 from collections import defaultdict
@@ -14,10 +14,12 @@ from typing_extensions import Self
 from ultimus_ignite.handlers.outputs import read_output
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
+WINDOW = 50  # iterations whose median loss is the measure of an explosion
+PATIENCE = 5  # iterations in a row that make one: a single bad batch does not
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; says at which iteration and rate."""
+    """The loss or its gradient became NaN or infinite, or the loss exploded; says where."""
 
 
 class NonFiniteGuard:
@@ -28,6 +30,9 @@ class NonFiniteGuard:
     read once a second and at the end of an epoch, and the run then stops with the weights as they
     were before the bad step. For an optimizer that is not fused the flag is read at every step.
     Under a `GradScaler`, which expects infinite gradients and skips them, only the loss counts.
+
+    With ``max_loss_ratio`` the flag also goes up when 5 losses in a row are more than that many
+    times the median of the last 50.
 
     =======================  ===========
     Event                    Method
@@ -43,9 +48,11 @@ class NonFiniteGuard:
 
     Args:
         optimizer: whose step is guarded.
+        max_loss_ratio: how many times its running median the loss may be; any when None.
         output_transform: turns ``engine.state.output`` into a mapping with ``loss``, or the loss.
 
     Raises:
+        ValueError: ``max_loss_ratio`` is not above 1.
         NonFiniteError: from `check`, or from the optimizer's step where it is not fused.
 
     Example:
@@ -72,13 +79,20 @@ class NonFiniteGuard:
         self,
         optimizer: Optimizer,
         *,
+        max_loss_ratio: float | None = None,
         output_transform: Callable[[Any], Any] = lambda output: output,
     ) -> None:
+        if max_loss_ratio is not None and not max_loss_ratio > 1:
+            raise ValueError(f"max_loss_ratio must be above 1, got {max_loss_ratio}")
         self.optimizer = optimizer
+        self.max_loss_ratio = max_loss_ratio
         self.output_transform = output_transform
         self._is_fused = all(group.get("fused") for group in optimizer.param_groups)
         device = optimizer.param_groups[0]["params"][0].device
         self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
+        self._losses = torch.zeros(WINDOW, device=device)  # the last ones, in a ring
+        self._streak = torch.zeros((), device=device)  # losses in a row that are too high
+        self._exploded = torch.zeros((), device=device)  # 1 from the first explosion on
         self._one = torch.ones((), device=device)
         self._good = torch.zeros((), device=device)  # iterations that ended without one
         self._rates: list[float] = []  # of the iterations since the last reading
@@ -98,6 +112,9 @@ class NonFiniteGuard:
         """Begin with the flag down."""
         self._found.zero_()
         self._good.zero_()
+        self._losses.fill_(torch.inf)  # nothing is above the median until half of it is known
+        self._streak.zero_()
+        self._exploded.zero_()
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
         self._next_check = time.monotonic() + CHECK_INTERVAL
@@ -124,7 +141,13 @@ class NonFiniteGuard:
     def inspect_loss(self, engine: Engine) -> None:
         """Raise the flag if the loss is not finite; read it when the last reading is old enough."""
         loss = read_output(self.output_transform(engine.state.output))[0]
-        self._look_at([torch.as_tensor(loss, device=self._found.device)])
+        loss = torch.as_tensor(loss, device=self._found.device)
+        self._look_at([loss])
+        if self.max_loss_ratio is not None:
+            is_high = loss > self._losses.median() * self.max_loss_ratio
+            self._streak.add_(1).mul_(is_high)
+            self._found.logical_or_(self._exploded.logical_or_(self._streak >= PATIENCE))
+            self._losses[engine.state.iteration % WINDOW] = loss
         self._good.add_(self._one).sub_(self._found)
         self._rates.append(self._rate())
         if time.monotonic() >= self._next_check:
@@ -132,13 +155,15 @@ class NonFiniteGuard:
 
     def check(self) -> None:
         """Read the flag, and end the run if it is up."""
-        found, good = torch.stack([self._found, self._good]).tolist()
+        flags = torch.stack([self._found, self._good, self._exploded])
+        found, good, exploded = flags.tolist()
         if found:
-            iteration = self._first_unread + int(good)
-            rate = self._rates[int(good)]
+            what = "the loss or its gradient became NaN or infinite"
+            if exploded:
+                what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
             raise NonFiniteError(
-                f"the loss or its gradient became NaN or infinite at iteration {iteration}, "
-                f"rate {rate}: lower the learning rate or clip the gradients; "
+                f"{what} at iteration {self._first_unread + int(good)}, "
+                f"rate {self._rates[int(good)]}: lower the learning rate or clip the gradients; "
                 "the weights are still finite"
             )
         self._good.zero_()

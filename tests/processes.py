@@ -39,7 +39,7 @@ class Command:
         argv = [str(argument) for argument in arguments]
         self.process = context.Process(
             target=_main,
-            args=(name, argv, str(cwd or os.getcwd()), environment, child_out, child_err),
+            args=(name, argv, str(cwd or Path.cwd()), environment, child_out, child_err),
         )
         self.process.start()
         child_out.close()

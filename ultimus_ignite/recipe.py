@@ -46,6 +46,8 @@ class Recipe:
     """The first rate / final_div_factor is the last rate."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this 2-norm; never when None."""
+    max_loss_ratio: float | None = 20.0
+    """The run ends when 5 losses in a row are this many times their running median."""
     crop_padding: int = 2
     """Pixels reflected around an image before a random 32x32 crop: 32 -> 36."""
     flip: float = 0.5
@@ -74,6 +76,8 @@ class Recipe:
         for name in ("pct_start", "flip", "cutout", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.max_loss_ratio is not None and not self.max_loss_ratio > 1:
+            raise RecipeError(f"max_loss_ratio must be above 1, got {self.max_loss_ratio}")
         if not 1 <= self.cutout_size <= 32:
             raise RecipeError(f"cutout_size must lie in [1, 32], got {self.cutout_size}")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:

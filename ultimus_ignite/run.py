@@ -96,7 +96,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
 
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     create_scheduler(recipe, optimizer).attach(trainer)
-    guard = NonFiniteGuard(optimizer).attach(trainer)
+    guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
     logger.attach(trainer, evaluator)
     # EPOCH_COMPLETED
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(parts.test_batches))

@@ -103,7 +103,6 @@ SCENARIOS = {
     "second": ([(1, 1)], (2, 2)),
     "same iteration, the only one": ([(1, 1)], (1, 9)),
     "same iteration of two": ([(1, 1), (2, 2)], (2, 9)),
-    "same iteration and state": ([(1, 1)], (1, 1)),
     "prune": ([(1, 1), (2, 2), (3, 3), (4, 4)], (5, 5)),
 }
 

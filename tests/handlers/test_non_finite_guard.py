@@ -125,3 +125,51 @@ def test_a_grad_scaler_skips_infinite_gradients_by_itself():
     trainer.run([4.0, 4.0, 4.0])  # 4 x 2**127 overflows, half of it does not
     assert scaler.get_scale() < 2.0**127
     assert weight.item() < 1
+
+
+def explode(losses, *, fused=True, resumed_at=0):
+    """The number of steps that the weight took."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=fused)
+
+    def update(engine, batch):
+        weight.grad = -torch.ones(1)
+        optimizer.step()
+        return torch.tensor(batch)
+
+    trainer = Engine(update)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer, max_loss_ratio=10.0).attach(trainer)
+    try:
+        trainer.run(losses)
+        stopped = None
+    except NonFiniteError as error:
+        stopped = str(error)
+    return stopped, int(weight.item())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("good", [30, 60, 500])
+def test_an_explosion_ends_the_steps_after_five_losses(fused, good):
+    stopped, steps = explode([2.0, 3.0] * (good // 2) + [31.0] * 40, fused=fused)
+    assert f"5 losses in a row were 10.0 times their median at iteration {good + 5}" in stopped
+    assert steps == good + 5
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0] * 60 + [100.0] * 4 + [2.0] * 60,  # a few bad batches
+        [2.0 * 1.05**i for i in range(200)],  # a slow rise
+        [float(10**6) / (i + 1) ** 3 for i in range(200)],  # a steep fall
+        [100.0, 1.0] * 100,
+        [50.0] * 5 + [1.0] * 100,  # a hard start
+    ],
+)
+def test_no_false_alarm(losses):
+    assert explode(losses) == (None, len(losses))
+
+
+def test_a_ratio_that_would_always_alarm_is_refused():
+    with pytest.raises(ValueError, match="max_loss_ratio"):
+        NonFiniteGuard(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_loss_ratio=1.0)
