@@ -63,6 +63,8 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
+        if is_out_of_memory(error):
+            error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
         code = exit_code(error)
         if code == ExitCode.INTERNAL or "--debug" in argv:
             raise
@@ -89,6 +91,11 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, NonFiniteError):
         return ExitCode.NON_FINITE
     return ExitCode.INTERNAL
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch could not allocate; on the CPU it has no exception of its own for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def recipe_of(argv: Sequence[str]) -> Recipe:
