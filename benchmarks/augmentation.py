@@ -14,7 +14,7 @@ Median of interleaved rounds. Hardware, versions and results: to be measured.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -97,7 +97,9 @@ class Augmented(Dataset[Tensor]):
         return self.transform(self.images[index % len(self.images)])
 
 
-def through_a_loader(images: Any, transform: Callable[[Any], Tensor], batches: int = 8) -> Any:
+def through_a_loader(
+    images: Any, transform: Callable[[Any], Tensor], batches: int = 8
+) -> DataLoader[Tensor]:
     """Some batches an iteration, from workers that stay alive."""
     dataset = Augmented(images, transform, batches)
     workers = torch.get_num_threads()
@@ -111,17 +113,17 @@ class InPlace:
         self.make_batch = make_batch
         self.batches = batches
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Tensor]:
         return (self.make_batch() for _ in range(self.batches))
 
 
-def images_per_second(batches: Any) -> float:
+def images_per_second(batches: Iterable[Tensor]) -> float:
     start = time.perf_counter()
     images = sum(len(batch) for batch in batches)
     return images / (time.perf_counter() - start)
 
 
-def contestants() -> dict[str, Any]:
+def contestants() -> dict[str, Iterable[Tensor]]:
     """Each gives batches of 512 when it is iterated over."""
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)

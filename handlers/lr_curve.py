@@ -32,10 +32,10 @@ class LRCurve:
 
     Attributes:
         rates: rate of each step, rising.
-        losses: loss of each step, all finite.
+        losses: loss of each step.
         smoothed: running mean of the losses.
-        diverged_at: rate at which the loss was not finite, or its running mean above 4 times the
-            best; None where the test went to its end.
+        diverged_at: rate of the step whose loss was not finite, or brought the running mean above
+            4 times its best; None where the test went to its end.
 
     Example:
         >>> curve = LRCurve()
@@ -54,16 +54,17 @@ class LRCurve:
     diverged_at: float | None = None
 
     def add(self, rate: float, loss: float) -> None:
-        """Take one step up; a loss that is not finite is not kept."""
-        if math.isfinite(loss):
+        """Take one step up; a loss that has diverged is not kept."""
+        last, best = (self.smoothed[-1], min(self.smoothed)) if self.smoothed else (loss, loss)
+        weights = (1 - MEMORY ** (len(self.losses) + 1)) / (1 - MEMORY)  # 1 + 0.95 + 0.95^2 + ...
+        smoothed = last + (loss - last) / weights
+        # A best loss below 0 has no multiple that would be worse.
+        if not math.isfinite(loss) or 0 < DIVERGED * best < smoothed:
+            self.diverged_at = rate
+        else:
             self.rates.append(rate)
             self.losses.append(loss)
-            last = self.smoothed[-1] if self.smoothed else loss
-            weights = (1 - MEMORY ** len(self.losses)) / (1 - MEMORY)  # 1 + 0.95 + 0.95^2 + ...
-            self.smoothed.append(last + (loss - last) / weights)
-        # A best loss below 0 has no multiple that would be worse.
-        if not math.isfinite(loss) or 0 < DIVERGED * min(self.smoothed) < self.smoothed[-1]:
-            self.diverged_at = rate
+            self.smoothed.append(smoothed)
 
     def suggestions(self) -> dict[str, float | None]:
         """The rate that each rule gives, None where it gives none."""
@@ -87,7 +88,7 @@ class LRCurve:
         points = [0, *range(max(1, count // 10), count)]
         losses, logs = np.array(self.smoothed)[points], np.log(self.rates)[points]
         slopes = np.gradient(losses, logs)[: _lowest(losses) + 1]
-        return self._inside(points[_lowest(slopes)]) if slopes.min() < 0 else None
+        return self._inside(points[_lowest(slopes)])
 
     def valley(self) -> float | None:
         """Rate halfway down the longest descent; fastai's default rule.
@@ -134,7 +135,7 @@ def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str 
 
 
 def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
-    """The losses over the rate, with a line at the rate of each rule.
+    """The losses over the rate, with a line at each rule's rate and where the loss diverged.
 
     Args:
         curves: one a repeat.
@@ -151,10 +152,10 @@ def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
     for curve in curves:
         axes.plot(curve.rates, curve.losses, color="0.7", linewidth=0.8)
         axes.plot(curve.rates, curve.smoothed, color="black")
-    answers = [curve.suggestions() for curve in curves]
-    for number, rule in enumerate(answers[0]):
-        rates = [answer[rule] for answer in answers]
-        axes.plot([], [], color=f"C{number}", label=f"{rule}: {format_rates(rates)}")
+    marks = [{**curve.suggestions(), "diverged": curve.diverged_at} for curve in curves]
+    for number, name in enumerate(marks[0]):
+        rates = [mark[name] for mark in marks]
+        axes.plot([], [], color=f"C{number}", label=f"{name}: {format_rates(rates)}")
         for rate in rates:
             if rate is not None:
                 axes.axvline(rate, color=f"C{number}")
@@ -167,7 +168,7 @@ def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
 
 
 def format_rates(rates: Iterable[float | None]) -> str:
-    """The answers of one rule in several repeats, as text.
+    """What several repeats gave, as text.
 
     Example:
         >>> format_rates([0.02, None, 0.01]), format_rates([0.02]), format_rates([None])

@@ -1,9 +1,11 @@
 """One-cycle learning rate and momentum, as a function of the iteration."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -17,19 +19,21 @@ class Curve(NamedTuple):
     momenta: list[list[float]]  # SGD's momentum or Adam's beta1; empty rows where neither is cycled
 
 
-class OneCycleScheduler:
+class OneCycleScheduler(Serializable):
     """Sets the rate (and momentum) of iteration i to those of torch's `OneCycleLR` at i - 1.
 
-    The value is computed from the iteration alone, in constant time: there is nothing to save,
-    nothing to replay, and a run that is resumed at iteration i goes on with the rate it would
-    have had. The length of the cycle is the run's own: ``max_epochs x epoch_length``.
+    The value is computed from the iteration alone, in constant time: there is nothing to replay,
+    and a run that is resumed at iteration i goes on with the rate it would have had. Its only
+    memory is the number of steps that a `GradScaler` skipped: they do not advance the cycle.
+    The length of the cycle is the run's own: ``max_epochs x epoch_length``.
 
-    ====================  ===========
-    Event                 Method
-    ====================  ===========
-    ``STARTED``           `reset`
-    ``ITERATION_STARTED`` `update`
-    ====================  ===========
+    =======================  ============
+    Event                    Method
+    =======================  ============
+    ``STARTED``              `reset`
+    ``ITERATION_STARTED``    `update`
+    ``ITERATION_COMPLETED``  `count_skips`
+    =======================  ============
 
     Args:
         optimizer: its parameter groups are written to.
@@ -43,6 +47,9 @@ class OneCycleScheduler:
         div_factor: ``max_lr / div_factor`` is the first rate.
         final_div_factor: the first rate divided by it is the last rate.
         three_phase: fall back to the first rate symmetrically before annealing to the last.
+        accumulation_steps: iterations to an optimizer step; the cycle counts optimizer steps.
+        scaler: the `GradScaler` of the step, asked after each iteration whether it skipped; an
+            enabled one makes that iteration wait for the device.
 
     Raises:
         ValueError: an argument is out of range (torch's own checks); at ``STARTED``: the run's
@@ -74,9 +81,17 @@ class OneCycleScheduler:
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
         three_phase: bool = False,
+        accumulation_steps: int = 1,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
         self.optimizer = optimizer
         self.total_steps = total_steps
+        self.accumulation_steps = accumulation_steps
+        self.scaler = scaler
+        self._skipped = 0
+        self._scale = 0.0  # of the scaler, after the last iteration
         self._options: dict[str, Any] = {
             "max_lr": max_lr,
             "pct_start": pct_start,
@@ -95,22 +110,44 @@ class OneCycleScheduler:
         """Attach to a trainer whose iterations are optimizer steps."""
         engine.add_event_handler(Events.STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_STARTED, self.update)
+        if self.scaler is not None and self.scaler.is_enabled():
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.count_skips)
         return self
 
     def reset(self, engine: Engine) -> None:
         """Fit the cycle to the run's length."""
+        if engine.state.iteration == 0:
+            self._skipped = 0
+        if self.scaler is not None:
+            self._scale = self.scaler.get_scale()
         self._cycle = _Cycle(self.optimizer, self._run_length(engine), self._options)
 
     def update(self, engine: Engine) -> None:
         """Write the rate and momentum of this iteration into the optimizer."""
-        step = engine.state.iteration - 1
+        step = (engine.state.iteration - 1) // self.accumulation_steps - self._skipped
         if step >= self._cycle.total_steps:
             raise ValueError(
-                f"iteration {step + 1} lies beyond the {self._cycle.total_steps} steps of the "
-                f"one-cycle schedule: run no further than max_epochs x epoch_length"
+                f"iteration {engine.state.iteration} lies beyond the {self._cycle.total_steps} "
+                f"steps of the one-cycle schedule: run no further than max_epochs x epoch_length"
             )
         for group, values in zip(self.optimizer.param_groups, self._cycle.at(step), strict=True):
             group.update(values)
+
+    def count_skips(self) -> None:
+        """Notice a step that the scaler skipped: its scale has just gone down."""
+        assert self.scaler is not None
+        scale = self.scaler.get_scale()
+        self._skipped += scale < self._scale
+        self._scale = scale
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """The number of skipped steps."""
+        return OrderedDict(skipped=self._skipped)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with the skipped steps of the run that is resumed."""
+        super().load_state_dict(state_dict)
+        self._skipped = state_dict["skipped"]
 
     def simulate(self, total_steps: int | None = None) -> Curve:
         """The whole curve, without training.
@@ -134,10 +171,10 @@ class OneCycleScheduler:
     def _run_length(self, engine: Engine) -> int:
         state = engine.state
         if state.max_epochs is not None and state.epoch_length is not None:
-            length = state.max_epochs * state.epoch_length
+            iterations = state.max_epochs * state.epoch_length
             source = f"max_epochs x epoch_length = {state.max_epochs} x {state.epoch_length}"
         elif state.max_iters is not None:
-            length = state.max_iters
+            iterations = state.max_iters
             source = f"max_iters = {state.max_iters}"
         elif self.total_steps is not None:
             return self.total_steps
@@ -146,12 +183,15 @@ class OneCycleScheduler:
                 "the one-cycle schedule needs the run's length: give epoch_length to run(), "
                 "or total_steps to OneCycleScheduler"
             )
+        length = -(-iterations // self.accumulation_steps)
+        if self.accumulation_steps > 1:
+            source = f"({source}) / accumulation_steps = {self.accumulation_steps}"
         if self.total_steps not in (None, length):
             raise ValueError(
                 f"total_steps = {self.total_steps}, but {source} = {length}: "
                 "leave total_steps out and the run's length is taken"
             )
-        return int(length)
+        return length
 
 
 class _Cycle:

@@ -131,3 +131,61 @@ def test_engines_move_model_and_batches_to_the_gpu():
     trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert trainer.run(make_batches(), max_epochs=1).output["loss"].is_cuda
     assert create_evaluator(model).run(make_batches()).metrics["count"] == 30
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 3, 6])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(accumulation_steps):
+    gradients = []
+    for parts in (1, accumulation_steps):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        batch = make_batches(1)[0]
+        trainer = create_trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            device="cpu",
+            accumulation_steps=parts,
+        )
+        output = trainer.run([(batch[0].double(), batch[1])]).output
+        gradients.append((model.weight.grad, output["loss"], output["correct"]))
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole)
+
+
+def test_the_forward_pass_runs_in_the_given_precision():
+    for create in (create_trainer, create_evaluator):
+        model = make_model()
+        seen = []
+        model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))  # noqa: B023
+        first = [torch.optim.SGD(model.parameters(), lr=0.1)] if create is create_trainer else []
+        engine = create(model, *first, device="cpu", autocast_dtype=torch.bfloat16)
+        engine.run(make_batches(1))
+        assert seen == [torch.bfloat16]
+        assert model[0].weight.dtype == torch.float32
+
+
+def test_float16_trains_through_a_scaler():
+    model = make_model()
+    before = model[0].weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu")
+    trainer = create_trainer(
+        model,
+        torch.optim.Adam(model.parameters(), fused=True),
+        device="cpu",
+        autocast_dtype=torch.float16,
+        scaler=scaler,
+        max_grad_norm=1.0,
+    )
+    trainer.run(make_batches(3))
+    assert torch.isfinite(model[0].weight).all()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_gradients_are_clipped_to_the_given_norm():
+    model = make_model()
+    trainer = create_trainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.0), device="cpu", max_grad_norm=1e-3
+    )
+    trainer.run(make_batches(1))
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)

@@ -13,6 +13,7 @@ from ultimus_ignite.recipe import RECIPES, Recipe, RecipeError
     [
         ("epochs", 0),
         ("batch_size", 0),
+        ("accumulation_steps", 0),
         ("crop_padding", -1),
         ("crop_padding", 32),
         ("seed", -1),

@@ -74,23 +74,27 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 5, 7, 10, 14])
 def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, cut):
-    whole, whole_directory = train(tmp_path / "whole")
+    check_resume(tmp_path, monkeypatch, cut, RECIPE)
 
-    def create_trainer(*arguments, **options):
-        trainer: Engine = real(*arguments, **options)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), cut_off)
-        return trainer
+
+def check_resume(tmp_path, monkeypatch, cut, recipe):
+    whole, whole_directory = train(tmp_path / "whole", recipe)
+
+    def build(recipe):
+        parts = real(recipe)
+        parts.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), cut_off)
+        return parts
 
     def cut_off():
         raise KeyboardInterrupt
 
-    real = module.create_trainer
+    real = module.build
     with monkeypatch.context() as patch:
-        patch.setattr(module, "create_trainer", create_trainer)
+        patch.setattr(module, "build", build)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut")
+            train(tmp_path / "cut", recipe)
     assert RunDirectory(tmp_path / "cut").read_status()["status"] == "interrupted"
-    history, directory = train(tmp_path / "cut", resume=True)
+    history, directory = train(tmp_path / "cut", recipe, resume=True)
     assert same(weights(directory), weights(whole_directory))
     assert without_seconds(history) == without_seconds(whole)
     assert history.rates == whole.rates
@@ -131,14 +135,28 @@ def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):
 
 
 def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
-    def create_evaluator(*arguments, **options):
-        raise_later = Engine(lambda engine, batch: 1 / 0)
-        return raise_later
+    def build(recipe):
+        return dataclasses.replace(real(recipe), evaluator=Engine(lambda engine, batch: 1 / 0))
 
-    monkeypatch.setattr(module, "create_evaluator", create_evaluator)
+    real = module.build
+    monkeypatch.setattr(module, "build", build)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path / "run")
     assert RunDirectory(tmp_path / "run").read_status()["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"accumulation_steps": 3},
+        {"max_grad_norm": 0.5},
+    ],
+    ids=str,
+)
+def test_every_way_to_step_resumes_bit_exactly(tmp_path, monkeypatch, changes):
+    check_resume(tmp_path, monkeypatch, 7, dataclasses.replace(RECIPE, **changes))
 
 
 def test_the_recipe_is_on_disk(tmp_path, few_digits: ImageData):

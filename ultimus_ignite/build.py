@@ -1,8 +1,9 @@
-"""From a recipe to what is trained: data on the device, model, optimizer, batches."""
+"""From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
 from dataclasses import dataclass
 
 import torch
+from ignite.engine import Engine
 from torch import nn
 from torch.optim import Optimizer
 
@@ -10,7 +11,7 @@ from ultimus_ignite import modules
 from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
-from ultimus_ignite.engines import select_device
+from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
 from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
@@ -24,6 +25,9 @@ class Parts:
     data: ImageData
     model: nn.Module
     optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    trainer: Engine
+    evaluator: Engine
     stream: TrainingStream
     test_batches: EvaluationBatches
 
@@ -46,8 +50,24 @@ def build(recipe: Recipe) -> Parts:
         raise RecipeError(str(error)) from None
     data = load(recipe.data, recipe.data_dir)
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
-    stream, test_batches = create_batches(recipe, data, device)
-    return Parts(device, data, model, create_optimizer(recipe, model), stream, test_batches)
+    if recipe.compile:
+        model.compile()  # in place: the keys of its state stay plain
+    optimizer = create_optimizer(recipe, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
+    trainer = create_trainer(
+        model,
+        optimizer,
+        device=device,
+        seed=recipe.seed,
+        max_grad_norm=recipe.max_grad_norm,
+        accumulation_steps=recipe.accumulation_steps,
+        autocast_dtype=dtype,
+        scaler=scaler,
+    )
+    evaluator = create_evaluator(model, device=device, autocast_dtype=dtype)
+    batches = create_batches(recipe, data, device)
+    return Parts(device, data, model, optimizer, scaler, trainer, evaluator, *batches)
 
 
 def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
@@ -63,10 +83,13 @@ def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     return torch.optim.Adam(model.parameters(), lr=recipe.max_lr, fused=True)
 
 
-def create_scheduler(recipe: Recipe, optimizer: Optimizer) -> OneCycleScheduler:
+def create_scheduler(
+    recipe: Recipe, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> OneCycleScheduler:
     """The recipe's one-cycle rate; Adam's momentum stays as it is, as in the seed."""
     return OneCycleScheduler(
         optimizer,
+        scaler=scaler,
         max_lr=recipe.max_lr,
         pct_start=recipe.pct_start,
         anneal_strategy=recipe.anneal_strategy,

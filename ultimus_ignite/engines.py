@@ -1,6 +1,8 @@
 """Trainer and evaluator Engines for any `nn.Module` and any iterable of (images, labels)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any
 
 import torch
@@ -44,6 +46,9 @@ def training_step(
     device: torch.device,
     seed: int | None = None,
     max_grad_norm: float | None = None,
+    accumulation_steps: int = 1,
+    autocast_dtype: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Callable[[Engine, Any], dict[str, Any]]:
     """One optimizer step as an Ignite process function.
 
@@ -55,11 +60,17 @@ def training_step(
         seed: seeds torch before each step from (seed, iteration), so that dropout and the like
             are the same in a resumed run; left alone when None.
         max_grad_norm: 2-norm that the gradients are scaled down to; left alone when None.
+        accumulation_steps: parts that a batch is split into, one after the other through the
+            model, to save memory; an iteration is one optimizer step whatever their number.
+        autocast_dtype: precision of the forward pass, see `torch.autocast`; as it is when None.
+        scaler: keeps small float16 gradients from vanishing.
 
     Returns:
         ``update(engine, batch)``, whose output is ``{"loss", "correct", "count"}``: two 0-d tensors
         that stay on the device, and the number of images.
     """
+
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
 
     def update(engine: Engine, batch: Any) -> dict[str, Any]:
         images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
@@ -68,14 +79,22 @@ def training_step(
         if not model.training:
             model.train()
         optimizer.zero_grad()
-        logits = model(images)
-        loss = loss_fn(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses, hits = [], []
+        parts = images.chunk(accumulation_steps), labels.chunk(accumulation_steps)
+        for x, y in zip(*parts, strict=True):
+            with _autocast(device, autocast_dtype):
+                logits = model(x)
+                loss = loss_fn(logits, y) * (len(y) / len(labels))
+            scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            hits.append((logits.detach().argmax(dim=1) == y).sum())
         if max_grad_norm is not None:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        return {"loss": loss.detach(), "correct": correct, "count": len(labels)}
+        scaler.step(optimizer)
+        scaler.update()
+        loss, correct = reduce(torch.add, losses), reduce(torch.add, hits)
+        return {"loss": loss, "correct": correct, "count": len(labels)}
 
     return update
 
@@ -88,6 +107,9 @@ def create_trainer(
     device: str | torch.device = "auto",
     seed: int | None = None,
     max_grad_norm: float | None = None,
+    accumulation_steps: int = 1,
+    autocast_dtype: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Engine:
     """An Engine that trains ``model`` on batches of (images, labels).
 
@@ -96,8 +118,11 @@ def create_trainer(
         optimizer: over the model's parameters.
         loss_fn: ``(logits, labels) -> 0-d loss``.
         device: see `select_device`.
-        seed: see `training_step`.
-        max_grad_norm: see `training_step`.
+        seed: see `training_step`; so are the others.
+        max_grad_norm: 2-norm that the gradients are scaled down to.
+        accumulation_steps: parts that a batch is split into.
+        autocast_dtype: precision of the forward pass.
+        scaler: for float16.
 
     Raises:
         ValueError: there is no such device.
@@ -112,7 +137,15 @@ def create_trainer(
     device = select_device(device)
     model.to(device)
     step = training_step(
-        model, optimizer, loss_fn, device=device, seed=seed, max_grad_norm=max_grad_norm
+        model,
+        optimizer,
+        loss_fn,
+        device=device,
+        seed=seed,
+        max_grad_norm=max_grad_norm,
+        accumulation_steps=accumulation_steps,
+        autocast_dtype=autocast_dtype,
+        scaler=scaler,
     )
     return Engine(step)
 
@@ -122,6 +155,7 @@ def create_evaluator(
     loss_fn: LossFn = F.cross_entropy,
     *,
     device: str | torch.device = "auto",
+    autocast_dtype: torch.dtype | None = None,
 ) -> Engine:
     """An Engine that measures ``model`` in eval mode, and leaves it in the mode it was in.
 
@@ -129,6 +163,7 @@ def create_evaluator(
         model: moved to the device.
         loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
         device: see `select_device`.
+        autocast_dtype: precision of the forward pass; the metrics are computed in float32.
 
     Returns:
         An Engine whose output is ``(logits, labels)`` and whose metrics are ``loss`` (mean over
@@ -150,8 +185,8 @@ def create_evaluator(
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
-        with torch.inference_mode():
-            return model(images), labels
+        with torch.inference_mode(), _autocast(device, autocast_dtype):
+            return model(images).float(), labels
 
     def enter_eval_mode() -> None:
         nonlocal was_training
@@ -178,6 +213,10 @@ class SampleCount(Metric):
 
     def compute(self) -> int:
         return self._count
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _seed_step(seed: int, device: torch.device) -> None:

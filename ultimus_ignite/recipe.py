@@ -44,6 +44,12 @@ class Recipe:
     """max_lr / div_factor is the first rate."""
     final_div_factor: float = 1000.0
     """The first rate / final_div_factor is the last rate."""
+    accumulation_steps: int = 1
+    """Parts that a batch is split into to save memory; the rate counts whole batches."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass, by autocast; float16 scales its gradients."""
+    compile: bool = False
+    """Compile the model; the first iterations then take longer."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this 2-norm; never when None."""
     max_loss_ratio: float | None = 20.0
@@ -66,9 +72,10 @@ class Recipe:
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise RecipeError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "accumulation_steps", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1, got {value}")
         for name in ("max_lr", "div_factor", "final_div_factor", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -80,10 +87,10 @@ class Recipe:
             raise RecipeError(f"max_loss_ratio must be above 1, got {self.max_loss_ratio}")
         if not 1 <= self.cutout_size <= 32:
             raise RecipeError(f"cutout_size must lie in [1, 32], got {self.cutout_size}")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise RecipeError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
-        if self.crop_padding > 31:
-            raise RecipeError(f"crop_padding must be at most 31, got {self.crop_padding}")
+        if not 0 <= self.crop_padding <= 31:
+            raise RecipeError(f"crop_padding must lie in [0, 31], got {self.crop_padding}")
+        if self.seed < 0:
+            raise RecipeError(f"seed must be at least 0, got {self.seed}")
 
 
 RecipeName = Literal["classic"]

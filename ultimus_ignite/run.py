@@ -8,7 +8,6 @@ from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
 
 from ultimus_ignite.build import Parts, build, create_scheduler
-from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
@@ -63,12 +62,9 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
         6
     """
     parts = build(recipe)
-    model, optimizer, device = parts.model, parts.optimizer, parts.device
-    trainer = create_trainer(
-        model, optimizer, device=device, seed=recipe.seed, max_grad_norm=recipe.max_grad_norm
-    )
-    evaluator = create_evaluator(model, device=device)
-
+    model, optimizer = parts.model, parts.optimizer
+    trainer, evaluator = parts.trainer, parts.evaluator
+    scheduler = create_scheduler(recipe, optimizer, parts.scaler)
     logger = BatchLogger(optimizer, log_path=directory.log)
     history = History(optimizer, path=directory.history)
     checkpointer = Checkpointer(
@@ -76,6 +72,8 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
             "trainer": trainer,
             "model": model,
             "optimizer": optimizer,
+            "scaler": parts.scaler,
+            "scheduler": scheduler,
             "logger": logger,
             "history": history,
         },
@@ -95,7 +93,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
     tensorboard = TensorboardLogger(logdir=str(directory.path))
 
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
-    create_scheduler(recipe, optimizer).attach(trainer)
+    scheduler.attach(trainer)
     guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
     logger.attach(trainer, evaluator)
     # EPOCH_COMPLETED

@@ -61,7 +61,7 @@ def intercepted(handle):
         return lambda path, *args: handle(name, (path, *args), lambda: real(path, *args))
 
     def open_(path, mode="r", *args, real=Path.open):
-        if "x" not in mode:
+        if mode not in ("xb", "wb"):
             return real(path, mode, *args)
         return io.BufferedWriter(handle("create", (path,), lambda: File(path, mode)))
 
@@ -131,7 +131,7 @@ def test_a_kill_at_any_point_leaves_an_old_or_a_new_checkpoint(tmp_path, before,
                          for end in ("", ".sha256")}  # fmt: skip
         if not kill.dead:
             break
-    assert point > 20
+    assert point > 10
 
 
 def test_real_kills_at_random_moments(tmp_path):
@@ -261,7 +261,7 @@ def test_a_power_loss_leaves_an_old_or_a_new_checkpoint(tmp_path):
             assert loaded(copy / "run" / "checkpoints") in values, f"operation {length}"
             shutil.rmtree(copy, ignore_errors=True)
     assert contents(root) == tree  # all that happened was recorded
-    assert len(seen) > 300
+    assert len(seen) > 100
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "create", "write", "fsync", "replace"])
@@ -290,6 +290,20 @@ def test_a_full_disk_at_any_operation(tmp_path, operation, before, save_):
         else:
             break
     assert loaded(directory) == save_[1]
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+
+    def planted(operation, subject, do):
+        if operation == "create":
+            subject[0].symlink_to(victim)
+        return do()
+
+    with intercepted(planted), pytest.raises(FileExistsError):
+        save(tmp_path / "checkpoints", 1, 1)
+    assert victim.read_bytes() == b"precious"
 
 
 def test_a_write_that_the_kernel_refuses(tmp_path):

@@ -159,3 +159,57 @@ def test_the_optimizer_is_untouched_until_the_run():
     before = {k: v for k, v in bare.param_groups[0].items() if k != "params"}
     OneCycleScheduler(bare, max_lr=0.5).simulate(100)
     assert {k: v for k, v in bare.param_groups[0].items() if k != "params"} == before
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 3])
+def test_the_cycle_counts_optimizer_steps(accumulation_steps):
+    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, accumulation_steps=accumulation_steps)
+    theirs = list(stepped_alongside(torch.optim.SGD, 1, 12 // accumulation_steps, max_lr=0.1))
+    ours = recorded(scheduler, 2, 6)
+    assert ours == [values for values in theirs for _ in range(accumulation_steps)]
+
+
+def test_total_steps_are_compared_with_optimizer_steps():
+    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, total_steps=60, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"2 x 30\) / accumulation_steps = 2 = 30"):
+        recorded(scheduler, 2, 30)
+
+
+@pytest.mark.parametrize("resume_at", [None, 2, 5])
+def test_a_step_that_the_scaler_skips_does_not_advance_the_cycle(resume_at):
+    gradients = [1.0, 1.0, float("inf"), 1.0, float("inf"), 1.0, 1.0, 1.0, 1.0, 1.0]
+
+    def make():
+        weight = torch.nn.Parameter(torch.ones(1))
+        sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=100)
+        scheduler = OneCycleScheduler(sgd, max_lr=0.1, scaler=scaler)
+        rates = []
+
+        def step(engine, batch):
+            rates.append(sgd.param_groups[0]["lr"])
+            scaler.scale((weight * gradients[engine.state.iteration - 1]).sum()).backward()
+            scaler.step(sgd)
+            scaler.update()
+            sgd.zero_grad()
+
+        trainer = Engine(step)
+        scheduler.attach(trainer)
+        return trainer, scheduler, scaler, rates
+
+    trainer, scheduler, scaler, rates = make()
+    if resume_at:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=resume_at), lambda: trainer.terminate()
+        )
+    trainer.run(iter(int, 1), max_epochs=1, epoch_length=10)
+    if resume_at:
+        first = rates
+        states = [x.state_dict() for x in (trainer, scheduler, scaler)]
+        trainer, scheduler, scaler, rates = make()
+        for live, state in zip((trainer, scheduler, scaler), states, strict=True):
+            live.load_state_dict(state)
+        trainer.run(iter(int, 1), max_epochs=1, epoch_length=10)
+        rates = first + rates
+    cycle = [row[0][0] for row in stepped_alongside(torch.optim.SGD, 1, 10, max_lr=0.1)]
+    assert rates == [cycle[i] for i in (0, 1, 2, 2, 3, 3, 4, 5, 6, 7)]

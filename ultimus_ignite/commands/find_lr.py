@@ -65,9 +65,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
     try:
         save_lr_curves(curves, out, title=f"{recipe.model} on {parts.data.name}")
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}): choose another --out"
-        ) from None
+        reason = f"{out} cannot be written ({error.strerror}): choose another --out"
+        raise UserError(reason) from None
     print(out / "lr_finder.png")
 
 
