@@ -66,7 +66,6 @@ class Script:
         self.trainer = create_trainer(self.model, self.optimizer, self.loss_fn, device=parts.device)
         self.trainer.logger.disabled = True
         self.trainer.add_event_handler(Events.ITERATION_STARTED, self.note_handler)
-        self.optimizer.register_step_pre_hook(self.note_rate)
         self.handlers_called = 0
         self.rates_used: list[float] = []
 
@@ -76,13 +75,11 @@ class Script:
     def loss_fn(self, logits: Tensor, labels: Tensor) -> Tensor:
         if next(self._calls) == self.fail_at:
             raise ZeroDivisionError
+        self.rates_used.append(float(self.optimizer.param_groups[0]["lr"]))
         return F.cross_entropy(logits, labels)
 
     def note_handler(self) -> None:
         self.handlers_called += 1
-
-    def note_rate(self, *_: Any) -> None:
-        self.rates_used.append(float(self.optimizer.param_groups[0]["lr"]))
 
     def traces(self) -> dict[str, str]:
         """A digest of each thing that a finder might leave changed."""

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import random
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from typing import Any, Literal
 
@@ -26,16 +26,17 @@ class LRFinderError(ValueError):
 class LRFinder:
     """Trains through rising rates, keeps the loss at each, and puts everything back.
 
-    It attaches to nothing: `run` calls the trainer's own step, so none of the trainer's handlers
-    fires. Afterwards, also after an error or Ctrl-C, all of this is bit for bit what it was:
+    It attaches to nothing: `run` calls the trainer's own step, without the trainer's handlers and
+    without the hooks that a handler may have put on the optimizer's step. Afterwards, also after an
+    error or Ctrl-C, all of this is bit for bit what it was:
 
     - weights, buffers, gradients, train mode and other attributes of every submodule;
     - the optimizer's state, groups and attributes, and the scaler;
     - the random state of torch (CPU and accelerators), numpy, Python and the loader's generators;
     - the trainer: the step gets a stand-in for it, with a copy of what the user keeps in ``state``.
 
-    What else a step changes (an average of the weights, a scheduler that it steps) is not put back,
-    and hooks on the optimizer run. The memory needed is that of a second copy of all this.
+    What else a step changes (an average of the weights, a scheduler that it steps) is not put back.
+    The memory needed is that of a second copy of all this.
 
     Args:
         model: all that the step trains; several models go into an `nn.ModuleList`.
@@ -111,6 +112,8 @@ class LRFinder:
         curve = LRCurve()
         with leaving_no_trace(self.model, self.optimizer, self.scaler, data):
             engine = _stand_in(trainer, epoch_length=len(self.rates))
+            for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+                setattr(self.optimizer, hooks, OrderedDict())
             if not self.model.training:  # a trainer may leave it to a handler to say so
                 self.model.train()
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):

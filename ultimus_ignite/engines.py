@@ -85,7 +85,7 @@ def training_step(
             with _autocast(device, autocast_dtype):
                 logits = model(x)
                 loss = loss_fn(logits, y) * (len(y) / len(labels))
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             hits.append((logits.detach().argmax(dim=1) == y).sum())
         if max_grad_norm is not None:

@@ -7,6 +7,7 @@ from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
 
+from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.build import Parts, build, create_scheduler
 from ultimus_ignite.handlers import (
     BatchLogger,
@@ -61,6 +62,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
         >>> history.rows[-1]["iteration"]
         6
     """
+    keep_freed_memory()
     parts = build(recipe)
     model, optimizer = parts.model, parts.optimizer
     trainer, evaluator = parts.trainer, parts.evaluator

@@ -12,7 +12,7 @@ from ignite.engine import Engine, EventEnum, Events
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from ultimus_ignite.handlers import BatchLogger, History, OneCycleScheduler
+from ultimus_ignite.handlers import BatchLogger, History, NonFiniteGuard, OneCycleScheduler
 from ultimus_ignite.handlers.lr_finder import LRFinder, LRFinderError
 
 
@@ -82,6 +82,8 @@ class Script:
         self.trainer.register_events(*Backward)
         for event in {*Events, *Backward} - {Events.EXCEPTION_RAISED}:
             self.trainer.add_event_handler(event, self.note)
+        self.optimizer.register_step_pre_hook(self.note)
+        self.optimizer.register_step_post_hook(self.note)
         OneCycleScheduler(self.optimizer, max_lr=0.1).attach(self.trainer)
         BatchLogger(self.optimizer, file=io.StringIO()).attach(self.trainer)
         History(self.optimizer).attach(self.trainer)
@@ -272,6 +274,26 @@ def test_it_stops_where_the_loss_diverges(bad):
     assert len(held) == 6
     assert curve.diverged_at == held[-1][0]
     assert curve.losses == [1.0] * 5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_guard_on_the_optimizer_neither_ends_it_nor_hides_where_it_diverges(fused):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=fused)
+
+    def update(engine, batch):
+        optimizer.zero_grad()
+        loss = (weight * 0).sqrt().sum() + weight.sum()  # a finite loss, an infinite gradient
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    trainer = Engine(update)
+    guard = NonFiniteGuard(optimizer).attach(trainer)
+    guard_before = frozen(vars(guard))
+    curve = LRFinder(nn.ParameterList([weight]), optimizer).run(trainer, range(3))
+    assert curve.losses == [1.0]
+    assert frozen(vars(guard)) == guard_before
 
 
 def test_ranks_stop_together(monkeypatch):

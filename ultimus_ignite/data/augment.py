@@ -34,14 +34,15 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` uint8 -> the same shape, float32."""
-        scale, shift = self.scale_and_shift(images.device)
-        return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+        return self.apply_(images.float())
 
-    def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``normalised = scale * uint8 + shift``, each of shape (C,)."""
+    def apply_(self, images: Tensor) -> Tensor:
+        """The same in place, on floats from 0 to 255."""
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
-        std = std.clamp_min(1 / 255)  # a channel that is the same everywhere becomes zeros
-        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+        scale = 1 / (255 * std.clamp_min(1 / 255))  # a channel without variance becomes zeros
+        shift = -255 * mean * scale
+        scale, shift = (v.float().to(images.device).view(-1, 1, 1) for v in (scale, shift))
+        return images.mul_(scale).add_(shift)
 
 
 @dataclass(frozen=True)
@@ -117,35 +118,30 @@ class Augment:
         return images.flatten(2).gather(2, source).view_as(images)
 
     def _colour(self, images: Tensor, draws: Draws) -> Tensor:
-        """Grey and normalisation as one affine map of the colours of each image."""
-        if self.grey == 0:
-            return self.normalize(images)
-        scale, shift = self.normalize.scale_and_shift(images.device)
-        keep = torch.eye(3, device=images.device)
-        mix = torch.tensor(GREY_WEIGHTS, device=images.device).expand(3, 3)
-        colours = torch.where(draws.grey.view(-1, 1, 1), mix, keep) * scale.view(3, 1)
-        colours = colours.contiguous()  # (B, 3, 3); strided matrices multiply 20 times slower
-        flat = torch.baddbmm(shift.view(1, 3, 1), colours, images.flatten(2).float())
-        return flat.view_as(images)
+        """Grey and normalisation, in place: another copy of the floats costs more than both."""
+        images = images.float()
+        if self.grey > 0:
+            red, green, blue = images.unbind(1)
+            r, g, b = GREY_WEIGHTS
+            grey = (red * r).add_(green, alpha=g).add_(blue, alpha=b)  # (B, H, W)
+            images.lerp_(grey.unsqueeze(1), draws.grey.float().view(-1, 1, 1, 1))  # exact at 0 and 1
+        return self.normalize.apply_(images)
 
     def _cut(self, images: Tensor, draws: Draws) -> Tensor:
+        """Write the pixels of every hole; where there is no hole, those that stand there."""
         if self.cutout == 0:
             return images
-        height, width = images.shape[-2:]
-        in_rows = _spans(draws.hole_top, self.cutout_size, height) & draws.hole.view(-1, 1)
-        in_columns = _spans(draws.hole_left, self.cutout_size, width)
-        hole = in_rows.unsqueeze(2) & in_columns.unsqueeze(1)  # (B, H, W)
-        return images.masked_fill_(hole.unsqueeze(1), HOLE_VALUE)
+        side = torch.arange(self.cutout_size, device=images.device)
+        rows = (draws.hole_top.view(-1, 1) + side) * images.shape[-1]
+        columns = draws.hole_left.view(-1, 1) + side
+        hole = (rows.unsqueeze(2) + columns.unsqueeze(1)).flatten(1)  # (B, side * side)
+        hole = hole.unsqueeze(1).expand(-1, images.shape[1], -1)
+        pixels = images.flatten(2)
+        filled = pixels.gather(2, hole).masked_fill_(draws.hole.view(-1, 1, 1), HOLE_VALUE)
+        return pixels.scatter_(2, hole, filled).view_as(images)
 
 
 def _reflected(start: Tensor, size: int) -> Tensor:
     """``(B, size)`` positions from start on, reflected at the borders: -1 is at 1."""
     positions = (start.view(-1, 1) + torch.arange(size, device=start.device)).abs_()
     return torch.minimum(positions, 2 * (size - 1) - positions)
-
-
-def _spans(start: Tensor, length: int, size: int) -> Tensor:
-    """``(B, size)`` bool: which positions lie in the span of ``length`` that begins at start."""
-    positions = torch.arange(size, device=start.device)
-    offset = positions - start.view(-1, 1)
-    return (offset >= 0) & (offset < length)
