@@ -33,7 +33,13 @@ from report import SilentTerminal, medians, print_environment, print_table
 from torch import Tensor
 from tqdm import tqdm
 
-from ultimus_ignite.handlers import BatchLogger, Checkpointer, History, OneCycleScheduler
+from ultimus_ignite.handlers import (
+    BatchLogger,
+    Checkpointer,
+    History,
+    NonFiniteGuard,
+    OneCycleScheduler,
+)
 
 MAX_LR = 0.01
 
@@ -176,7 +182,8 @@ def ultimus(task: Task) -> None:
     to_save = {"trainer": trainer, "model": task.model, "optimizer": task.optimizer}
     to_save |= {"logger": logger, "history": history}
     checkpointer = Checkpointer(to_save, directory=task.folder)
-    for handler in (schedule, logger, history, checkpointer):
+    guard = NonFiniteGuard(task.optimizer)
+    for handler in (schedule, guard, logger, history, checkpointer):
         handler.attach(trainer)
     trainer.run(task.batches, max_epochs=task.epochs)
 

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from ultimus_ignite.handlers.history import History, Row
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS = (
@@ -95,13 +96,9 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         >>> [axes.get_title(loc="left") for axes in draw_curves([row]).axes][:2]
         ['Training loss', 'Test loss']
     """
-    # Imported here: 0.4 s that only the end of a run needs. Never pyplot: its figures are global.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 8)
     figure.suptitle(title)
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.6))
     epochs = _numbers(rows, "epoch")
@@ -122,15 +119,41 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     axes = figure.add_subplot(grid[2, :])
-    axes.set_title("Learning rate", loc="left")
     if rates:
-        axes.plot(range(1, len(rates) + 1), rates)
-        axes.set_xlabel("iteration")
+        _draw_rates(axes, rates)
     else:
-        axes.plot(epochs, _numbers(rows, "lr"), marker=".")
-        axes.set_xlabel("epoch")
-    axes.grid(alpha=0.3)
+        _draw_rates(axes, _numbers(rows, "lr"), "epoch")
     return figure
+
+
+def draw_rates(rates: Sequence[float]) -> "Figure":
+    """The learning rate of every iteration.
+
+    Example:
+        >>> draw_rates([0.1, 0.2, 0.1]).axes[0].get_xlabel()
+        'iteration'
+    """
+    figure = new_figure(9, 3)
+    _draw_rates(figure.add_subplot(), rates)
+    return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, that knows how to draw itself."""
+    # Imported here: 0.4 s that only the end of a run needs. Never pyplot: its figures are global.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_rates(axes: "Axes", rates: Sequence[float], unit: str = "iteration") -> None:
+    axes.set_title("Learning rate", loc="left")
+    axes.plot(range(1, len(rates) + 1), rates, marker="." if unit == "epoch" else "")
+    axes.set_xlabel(unit)
+    axes.grid(alpha=0.3)
 
 
 def _numbers(rows: Sequence[Row], column: str) -> list[float]:

@@ -112,6 +112,7 @@ class LRFinder:
         curve = LRCurve()
         with leaving_no_trace(self.model, self.optimizer, self.scaler, data):
             engine = _stand_in(trainer, epoch_length=len(self.rates))
+            # Handlers hang on to these too; they come back with the optimizer's attributes.
             for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
                 setattr(self.optimizer, hooks, OrderedDict())
             if not self.model.training:  # a trainer may leave it to a handler to say so
@@ -119,7 +120,7 @@ class LRFinder:
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):
                 engine.state.iteration += 1
                 engine.state.batch = batch
-                output = trainer._process_function(engine, batch)
+                output = trainer._process_function(engine, batch)  # it has no public name
                 loss = float(read_output(self.output_transform(output))[0])
                 # Ranks that did not stop together would wait for each other for ever.
                 curve.add(rate, float(idist.all_reduce(loss)) / idist.get_world_size())

@@ -9,6 +9,9 @@ SUBCOMMANDS = {
     "train": "the same as train-cifar",
     "summary": "the layers of a recipe's model, their output shapes and parameters",
     "plot": "redraw the curves of a run from its history.csv",
+    "plot-schedule": "draw the learning rate of every iteration before anything is trained",
+    "find-lr": "a range test: which learning rates suit a recipe",
+    "doctor": "check data, device, folder and recipe in half a minute",
     "verify-resume": "kill a short run at random moments and show that it ends bit-identical",
 }
 

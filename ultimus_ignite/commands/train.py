@@ -34,8 +34,7 @@ class TrainArguments:
 def main(prog: str, argv: Sequence[str]) -> None:
     """Parse, open the run directory, and only then load torch and train."""
     arguments = parse_arguments(prog, argv)
-    out = arguments.out or Path("runs") / arguments.recipe
-    with RunDirectory(out).open(resume=arguments.resume) as directory:
+    with RunDirectory(out_of(arguments)).open(resume=arguments.resume) as directory:
         from ultimus_ignite.run import run
 
         run(arguments.flags, directory)
@@ -45,3 +44,8 @@ def parse_arguments(prog: str, argv: Sequence[str]) -> TrainArguments:
     """The flags of ``train-cifar``."""
     arguments: TrainArguments = parse(TrainArguments, prog, argv, TrainArguments(recipe_of(argv)))
     return arguments
+
+
+def out_of(arguments: TrainArguments) -> Path:
+    """The folder of the run."""
+    return arguments.out or Path("runs") / arguments.recipe

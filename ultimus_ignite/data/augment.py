@@ -124,7 +124,9 @@ class Augment:
             red, green, blue = images.unbind(1)
             r, g, b = GREY_WEIGHTS
             grey = (red * r).add_(green, alpha=g).add_(blue, alpha=b)  # (B, H, W)
-            images.lerp_(grey.unsqueeze(1), draws.grey.float().view(-1, 1, 1, 1))  # exact at 0 and 1
+            images.lerp_(
+                grey.unsqueeze(1), draws.grey.float().view(-1, 1, 1, 1)
+            )  # exact at 0 and 1
         return self.normalize.apply_(images)
 
     def _cut(self, images: Tensor, draws: Draws) -> Tensor:

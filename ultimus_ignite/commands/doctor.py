@@ -1,0 +1,143 @@
+"""`ultimus doctor`: would a run with these flags work? Half a minute, and nothing left behind."""
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultimus_ignite.cli import UserError
+from ultimus_ignite.commands.train import out_of, parse_arguments
+from ultimus_ignite.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ultimus_ignite.build import Parts
+
+OVERFIT_STEPS = 100
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Print a line for each check: ok, or what to do.
+
+    Raises:
+        UserError: a check failed.
+    """
+    arguments = parse_arguments(prog, argv)
+    recipe, out = arguments.flags, out_of(arguments)
+    results = [report("versions", versions), report("output folder", lambda: folder(out))]
+
+    from ultimus_ignite.build import build
+
+    parts: list[Parts] = []
+
+    def data() -> str:
+        parts.append(build(recipe))
+        data, device = parts[0].data, parts[0].device
+        return f"{data.name}, {len(data.train_images)} training images, on {device}"
+
+    if report("data and device", data):
+        results += [
+            report("disk space", lambda: disk_space(out, parts[0])),
+            report("schedule", lambda: schedule(recipe, parts[0])),
+            report("one epoch's end", lambda: evaluation(parts[0])),
+            report("checkpoint", lambda: checkpoint(parts[0])),
+            report("overfits a batch", lambda: overfits_a_batch(parts[0])),
+        ]
+    else:
+        results.append(False)
+    if not all(results):
+        raise UserError(f"{results.count(False)} checks failed: see the lines that begin with FIX")
+
+
+def report(name: str, check: Callable[[], str]) -> bool:
+    """Print how a check went; whether it went well."""
+    try:
+        print(f"ok   {name}: {check()}", flush=True)
+    except Exception as error:  # whatever it is, the user is told and the next check goes on
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"FIX  {name}: {reason}", flush=True)
+        return False
+    return True
+
+
+def versions() -> str:
+    """Of what a result depends on most."""
+    packages = ("torch", "pytorch-ignite", "ultimus-ignite")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+def folder(out: Path) -> str:
+    """The run's folder can be made and written."""
+    place = _nearest(out)
+    with tempfile.TemporaryFile(dir=place):
+        return f"{out}, in {place}, can be written"
+
+
+def disk_space(out: Path, parts: "Parts") -> str:
+    """Room for three checkpoints and the one that is being written."""
+    weights = sum(p.numel() * p.element_size() for p in parts.model.parameters())
+    needed, free = 4 * 3 * weights, shutil.disk_usage(_nearest(out)).free  # Adam keeps two more
+    if free < needed:
+        raise UserError(f"{free / 1e6:.0f} MB free, {needed / 1e6:.0f} needed: free some")
+    return f"{free / 1e9:.1f} GB free, {needed / 1e6:.1f} MB needed for checkpoints"
+
+
+def schedule(recipe: Recipe, parts: "Parts") -> str:
+    """The first, highest and last rate."""
+    from ultimus_ignite.build import create_scheduler
+
+    steps = recipe.epochs * parts.stream.epoch_length
+    rates = [row[0] for row in create_scheduler(recipe, parts.optimizer).simulate(steps).rates]
+    return f"{steps} iterations, rate {rates[0]:.3g} to {max(rates):.3g} to {rates[-1]:.3g}"
+
+
+def evaluation(parts: "Parts") -> str:
+    """One batch through the evaluator."""
+    metrics = parts.evaluator.run(parts.test_batches, epoch_length=1).metrics
+    return f"untrained loss {metrics['loss']:.3f} on {metrics['count']} test images"
+
+
+def checkpoint(parts: "Parts") -> str:
+    """What is saved is what is loaded."""
+    import torch
+
+    from ultimus_ignite.handlers import CheckpointStore
+
+    with tempfile.TemporaryDirectory() as temporary:
+        state = parts.model.state_dict()
+        path = CheckpointStore(temporary).save({"model": state}, iteration=0)
+        loaded = CheckpointStore(temporary).load(path)["model"]
+        if not all(torch.equal(loaded[key], value.cpu()) for key, value in state.items()):
+            raise UserError("a checkpoint does not come back as it was saved: report this")
+        return f"{path.stat().st_size / 1e3:.0f} kB, comes back bit for bit"
+
+
+def overfits_a_batch(parts: "Parts") -> str:
+    """The loss of one batch falls when it is trained on again and again."""
+    parts.optimizer.param_groups[0]["lr"] = 1e-3
+    batch = parts.stream.batch(0)
+    losses = []
+    for _ in range(OVERFIT_STEPS):
+        parts.trainer.state.max_epochs = None
+        losses.append(float(parts.trainer.run([batch]).output["loss"]))
+    if not losses[-1] < losses[0]:
+        raise UserError(
+            f"its loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {OVERFIT_STEPS} steps: "
+            "look at the labels, the model and the loss function"
+        )
+    return f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {OVERFIT_STEPS} steps at rate 0.001"
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself or the nearest parent that is there.
+
+    Raises:
+        UserError: that is not a folder.
+    """
+    place = next(
+        parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
+    )
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder: choose another --out")
+    return place

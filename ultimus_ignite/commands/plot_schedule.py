@@ -1,0 +1,51 @@
+"""`ultimus plot-schedule`: the whole curve of the learning rate, before anything is trained."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ultimus_ignite.cli import UserError, parse, recipe_of
+from ultimus_ignite.recipe import Recipe, RecipeName
+
+
+@dataclass(frozen=True)
+class PlotScheduleArguments:
+    """Write schedule.png and schedule.csv: the rate of every iteration of a run."""
+
+    flags: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: RecipeName = "classic"
+    """Named recipe that the other flags start from."""
+    out: Path = Path()
+    """Folder for both files."""
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Simulate, write, and say the first, the highest and the last rate."""
+    default = PlotScheduleArguments(recipe_of(argv))
+    arguments: PlotScheduleArguments = parse(PlotScheduleArguments, prog, argv, default)
+
+    from ultimus_ignite.build import build, create_scheduler
+    from ultimus_ignite.handlers.curve_renderer import draw_rates, save_figure
+
+    parts = build(arguments.flags)
+    total_steps = arguments.flags.epochs * parts.stream.epoch_length
+    curve = create_scheduler(arguments.flags, parts.optimizer).simulate(total_steps)
+    rates = [row[0] for row in curve.rates]
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with (arguments.out / "schedule.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["iteration", "lr"])
+            writer.writerows(enumerate(rates, start=1))
+        save_figure(draw_rates(rates), arguments.out / "schedule.png")
+    except OSError as error:
+        reason = f"{arguments.out} cannot be written ({error.strerror}): choose another --out"
+        raise UserError(reason) from None
+    peak = max(range(total_steps), key=rates.__getitem__)
+    print(f"iteration 1: {rates[0]!r}")
+    print(f"iteration {peak + 1}: {rates[peak]!r}, the highest")
+    print(f"iteration {total_steps}: {rates[-1]!r}")
+    print(arguments.out / "schedule.png")
