@@ -69,7 +69,7 @@ class Script:
         self.model = parts.model
         if front:
             self.model = nn.Sequential(*front, parts.model).to(parts.device).eval()
-        self.optimizer = create_optimizer(recipe, self.model)
+        self.optimizer = create_optimizer(self.model)
         self.fail_at, self._calls = fail_at, itertools.count(1)
         self.trainer = create_trainer(self.model, self.optimizer, self.loss_fn, device=parts.device)
         self.trainer.logger.disabled = True

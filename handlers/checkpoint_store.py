@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 _NAME = re.compile(r"ckpt-[0-9]{9,}\.pt")
-_PICKLE = "archive/data.pkl"
 
 _STORAGES = {
     torch.float64: "DoubleStorage",
@@ -270,16 +269,16 @@ def _decode(data: bytes) -> dict[str, Any]:
     """Turn the bytes of a checkpoint into its state; any exception means that they are none."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-        names = [entry.filename for entry in entries]
+        names = {entry.filename.lower() for entry in entries}  # torch takes DATA.PKL for data.pkl
         sound = (
-            len(set(names)) == len(names)
+            len(names) == len(entries)
             and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             and sum(entry.file_size for entry in entries) <= len(data)
             and archive.testzip() is None
         )
-        if not sound or [name for name in names if name.endswith(".pkl")] != [_PICKLE]:
+        if not sound:
             raise ValueError("it is no archive that torch.save wrote")
-        _check_globals(archive.read(_PICKLE))
+        _check_globals(archive.read("archive/data.pkl"))
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # whose text advises weights_only=False: not ours to pass on

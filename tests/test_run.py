@@ -165,3 +165,16 @@ def test_the_recipe_is_on_disk(tmp_path, few_digits: ImageData):
     assert Recipe(**description["recipe"]) == RECIPE
     assert description["data"] == {"name": "digits", "sha256": few_digits.sha256}
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, max_lr="auto")
+    history, directory = train(tmp_path / "run", recipe)
+    found = directory.read_recipe()["recipe"]["max_lr"]
+    assert 0.004 < found < 0.04
+    assert max(history.rates) <= found
+    assert (tmp_path / "run" / "lr_finder.png").exists()
+    fixed, fixed_directory = train(tmp_path / "fixed", dataclasses.replace(RECIPE, max_lr=found))
+    assert same(weights(directory), weights(fixed_directory))  # the search left no trace
+    monkeypatch.setattr("ultimus_ignite.range_test.range_test", None)
+    train(tmp_path / "run", recipe, resume=True)  # finished, and no second search

@@ -52,7 +52,7 @@ def build(recipe: Recipe) -> Parts:
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state stay plain
-    optimizer = create_optimizer(recipe, model)
+    optimizer = create_optimizer(model)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
     trainer = create_trainer(
@@ -78,15 +78,21 @@ def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
     return model
 
 
-def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+def create_optimizer(model: nn.Module) -> Optimizer:
     """Adam in its fused form: one kernel for all parameters, and it skips a non-finite step."""
-    return torch.optim.Adam(model.parameters(), lr=recipe.max_lr, fused=True)
+    return torch.optim.Adam(model.parameters(), fused=True)  # the scheduler sets the rate
 
 
 def create_scheduler(
     recipe: Recipe, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> OneCycleScheduler:
-    """The recipe's one-cycle rate; Adam's momentum stays as it is, as in the seed."""
+    """The recipe's one-cycle rate; Adam's momentum stays as it is, as in the seed.
+
+    Raises:
+        RecipeError: ``max_lr`` is still ``auto``.
+    """
+    if recipe.max_lr == "auto":
+        raise RecipeError("max_lr: auto is for train-cifar; ultimus find-lr shows what it finds")
     return OneCycleScheduler(
         optimizer,
         scaler=scaler,

@@ -82,9 +82,9 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, Interrupted):
         return ExitCode(128 + error.signal)
     from ultimus_ignite.data.sources import DataError  # imports torch: only once something failed
-    from ultimus_ignite.handlers import CheckpointError, NonFiniteError
+    from ultimus_ignite.handlers import CheckpointError, LRFinderError, NonFiniteError
 
-    if isinstance(error, DataError):
+    if isinstance(error, DataError | LRFinderError):
         return ExitCode.BAD_INPUT
     if isinstance(error, CheckpointError):
         return ExitCode.CHECKPOINT_REFUSED

@@ -34,8 +34,8 @@ class Recipe:
     """Passes over the training images."""
     batch_size: int = 512
     """Images an iteration; the epoch's last batch keeps what is left over."""
-    max_lr: float = 0.018566355334451112
-    """Peak learning rate: 0.004 * 10 ** (66 / 99), where the seed's range test lost least."""
+    max_lr: float | Literal["auto"] = 0.018566355334451112
+    """Peak learning rate: 0.004 * 10 ** (66 / 99), the seed's; auto makes a range test first."""
     pct_start: float = 5 / 24
     """Share of the iterations spent rising to max_lr: 5 of 24 epochs."""
     anneal_strategy: Literal["linear", "cos"] = "linear"
@@ -78,7 +78,7 @@ class Recipe:
                 raise RecipeError(f"{name} must be at least 1, got {value}")
         for name in ("max_lr", "div_factor", "final_div_factor", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value not in (None, "auto") and not 0 < value < float("inf"):
                 raise RecipeError(f"{name} must be positive, got {value}")
         for name in ("pct_start", "flip", "cutout", "grey"):
             if not 0 <= getattr(self, name) <= 1:

@@ -19,6 +19,7 @@ from ultimus_ignite.handlers import (
     NonFiniteGuard,
 )
 from ultimus_ignite.provenance import describe
+from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status, write_atomically
 
@@ -64,6 +65,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
     """
     keep_freed_memory()
     parts = build(recipe)
+    recipe = choose_max_lr(recipe, parts, directory)
     model, optimizer = parts.model, parts.optimizer
     trainer, evaluator = parts.trainer, parts.evaluator
     scheduler = create_scheduler(recipe, optimizer, parts.scaler)

@@ -135,9 +135,13 @@ class RunDirectory:
         """What ``status.json`` says."""
         return _read_json(self.status)
 
+    def read_recipe(self) -> dict[str, Any]:
+        """What ``recipe.json`` says."""
+        return _read_json(self.recipe)
+
     def title(self) -> str:
         """What stands above the run's curves."""
-        description = _read_json(self.recipe)
+        description = self.read_recipe()
         recipe = description["recipe"]
         return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
 

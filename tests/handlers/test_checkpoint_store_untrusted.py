@@ -1,7 +1,6 @@
 """What the store makes of files that are damaged, foreign or malicious."""
 
 import contextlib
-import copy
 import copyreg
 import functools
 import hashlib
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import timeit
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -188,7 +188,7 @@ FOREIGN = {
     "zip": archive(b"text", name="readme.txt"),
     "empty zip": b"PK\5\6" + bytes(18),
     "TorchScript": archive(b"\x80\2}.", [("archive/constants.pkl", b"\x80\2).")]),
-    "two pickles": archive(b"\x80\2}.", [("other/data.pkl", b"\x80\2}.")]),
+    "deflated": archive(b"\x80\2}.", [("1", random.Random(2).randbytes(9999))], method=8),
 }
 
 
@@ -289,12 +289,13 @@ def number(value):
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def tensor(elements, size, stride):
-    """The pickle of a tensor over a storage of so many floats."""
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+def tensor(elements, size, stride, *, kind="Float", key=0):
+    """The pickle of a tensor over the record ``key`` of so many elements."""
+    storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(str(key))
     return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(elements) + b"tQ" + number(0)
-        + number(size) + b"\x85" + number(stride) + b"\x85\x89ccollections\nOrderedDict\n)RtR"
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + text("cpu") + number(elements) + b"tQ"
+        + number(0) + number(size) + b"\x85" + number(stride) + b"\x85\x89"
+        + b"ccollections\nOrderedDict\n)RtR"
     )  # fmt: skip
 
 
@@ -307,13 +308,23 @@ def deflated(megabytes):
     return buffer.getvalue()
 
 
-def overlapping(megabytes):
-    """An archive whose entries are all one and the same megabyte."""
-    buffer = io.BytesIO(archive(b"\x80\2}.", [("archive/data/0", bytes(2**20))]))
+def overlapping(count):
+    """Tensors of a megabyte, each of which is the end of the one before it."""
+    inner, entries, tensors = bytes(2**20), [], b""
+    for key in range(count):
+        entry = zipfile.ZipInfo(f"archive/data/{key}")
+        entry.CRC, entry.file_size, entry.compress_size = zlib.crc32(inner), len(inner), len(inner)
+        entries.append(entry)
+        tensors += tensor(len(inner), len(inner), 1, kind="Byte", key=key)
+        inner = entry.FileHeader() + inner
+    pickled = b"\x80\2}" + text("a") + b"](" + tensors + b"es."
+    buffer = io.BytesIO(archive(pickled, [("archive/data/all", inner)]))
     with zipfile.ZipFile(buffer, "a") as file:
-        for key in range(1, megabytes):
-            entry = copy.copy(file.getinfo("archive/data/0"))
-            entry.filename = f"archive/data/{key}"
+        outermost = file.getinfo("archive/data/all")
+        offset = outermost.header_offset + len(outermost.FileHeader())
+        for entry in reversed(entries):
+            entry.header_offset = offset
+            offset += len(entry.FileHeader())
             file.filelist.append(entry)
         file.writestr("archive/byteorder", b"little")
     return buffer.getvalue()
@@ -328,7 +339,9 @@ def bombs():
     yield "sound", holding(tensor(100, 100, 1))
     yield "deflated", deflated(300)
     yield "overlapping", overlapping(300)
-    yield "bytearray", holding(b"cbuiltins\nbytearray\n" + number(6 * 10**8) + b"\x85R")
+    array = b"cbuiltins\nbytearray\n" + number(6 * 10**8) + b"\x85R"
+    yield "bytearray", holding(array)
+    yield "in the shade", archive(b"\x80\2}.", [("archive/DATA.PKL", b"\x80\2" + array + b".")])
     yield "torch.Tensor", holding(b"ctorch\nTensor\n" + number(10**8) + b"\x85R")
     yield "storage", holding(b"ctorch.storage\nUntypedStorage\n" + number(6 * 10**8) + b"\x85R")
     yield "more elements than bytes", holding(tensor(10**9, 10**9, 1))

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ultimus_ignite.cli import UserError
 from ultimus_ignite.commands.train import out_of, parse_arguments
@@ -120,7 +120,8 @@ def overfits_a_batch(parts: "Parts") -> str:
     losses = []
     for _ in range(OVERFIT_STEPS):
         parts.trainer.state.max_epochs = None
-        losses.append(float(parts.trainer.run([batch]).output["loss"]))
+        output: Any = parts.trainer.run([batch]).output
+        losses.append(float(output["loss"]))
     if not losses[-1] < losses[0]:
         raise UserError(
             f"its loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {OVERFIT_STEPS} steps: "

@@ -11,7 +11,6 @@ from ultimus_ignite.cli import UserError, parse, recipe_of
 from ultimus_ignite.recipe import Recipe, RecipeName
 
 if TYPE_CHECKING:
-    from ultimus_ignite.build import Parts
     from ultimus_ignite.handlers.lr_curve import LRCurve
 
 
@@ -48,12 +47,20 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     from ultimus_ignite.build import build
     from ultimus_ignite.handlers.lr_curve import format_rates, save_lr_curves
+    from ultimus_ignite.range_test import range_test
 
     curves: list[LRCurve] = []
     for seed in range(arguments.flags.seed, arguments.flags.seed + arguments.repeats):
         recipe = replace(arguments.flags, seed=seed)
         parts = build(recipe)
-        curves.append(range_test(recipe, parts, arguments))
+        curves.append(
+            range_test(
+                parts,
+                start_lr=arguments.start_lr,
+                end_lr=arguments.end_lr,
+                iterations=arguments.iterations,
+            )
+        )
         answers = curves[-1].suggestions()
         line = "  ".join(f"{rule} {format_rates([rate])}" for rule, rate in answers.items())
         print(f"seed {seed}:  {line}", flush=True)
@@ -68,32 +75,3 @@ def main(prog: str, argv: Sequence[str]) -> None:
         reason = f"{out} cannot be written ({error.strerror}): choose another --out"
         raise UserError(reason) from None
     print(out / "lr_finder.png")
-
-
-def range_test(recipe: Recipe, parts: "Parts", arguments: FindLRArguments) -> "LRCurve":
-    """A range test of what `build` made of a recipe, on the batches that a run would see first.
-
-    Raises:
-        UserError: the test cannot be made.
-    """
-    from ultimus_ignite.engines import create_trainer
-    from ultimus_ignite.handlers.lr_finder import LRFinder, LRFinderError
-
-    trainer = create_trainer(
-        parts.model,
-        parts.optimizer,
-        device=parts.device,
-        seed=recipe.seed,
-        max_grad_norm=recipe.max_grad_norm,
-    )
-    try:
-        finder = LRFinder(
-            parts.model,
-            parts.optimizer,
-            start_lr=arguments.start_lr,
-            end_lr=arguments.end_lr,
-            iterations=arguments.iterations,
-        )
-        return finder.run(trainer, parts.stream.starting_at(0))
-    except LRFinderError as error:
-        raise UserError(str(error)) from None
