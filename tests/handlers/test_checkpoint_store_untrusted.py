@@ -188,7 +188,9 @@ FOREIGN = {
     "zip": archive(b"text", name="readme.txt"),
     "empty zip": b"PK\5\6" + bytes(18),
     "TorchScript": archive(b"\x80\2}.", [("archive/constants.pkl", b"\x80\2).")]),
-    "deflated": archive(b"\x80\2}.", [("1", random.Random(2).randbytes(9999))], method=8),
+    "deflated": archive(
+        b"\x80\2}.", [("archive/1", random.Random(2).randbytes(9999))], method=zipfile.ZIP_DEFLATED
+    ),
 }
 
 
