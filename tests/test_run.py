@@ -174,7 +174,7 @@ def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
     assert 0.004 < found < 0.04
     assert max(history.rates) <= found
     assert (tmp_path / "run" / "lr_finder.png").exists()
-    fixed, fixed_directory = train(tmp_path / "fixed", dataclasses.replace(RECIPE, max_lr=found))
+    _, fixed_directory = train(tmp_path / "fixed", dataclasses.replace(RECIPE, max_lr=found))
     assert same(weights(directory), weights(fixed_directory))  # the search left no trace
     monkeypatch.setattr("ultimus_ignite.range_test.range_test", None)
     train(tmp_path / "run", recipe, resume=True)  # finished, and no second search
