@@ -142,7 +142,7 @@ class CheckpointStore:
                 raise ValueError(f"its sha256 is not the one in {_sidecar(path).name}")
             return _decode(data)
         except Exception as error:  # whatever goes wrong in there, the file is to blame
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = str(error) or type(error).__name__
             advice = "restore it from a copy, or delete it to resume from an older one"
             raise CheckpointError(f"{path}: refused: {reason}; {advice}") from error
 

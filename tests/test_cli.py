@@ -115,6 +115,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_the_folders_place_is_one_line(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    answer = call("train-cifar", "--data", "digits", "--out", tmp_path / "out")
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "cannot be written" in answer.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_no_network_for_cifar10_is_one_line(tmp_path):
     nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
     answer = call(

@@ -173,6 +173,13 @@ def test_a_second_process_in_one_folder_is_refused(tmp_path):
         first.kill()
 
 
+def test_of_many_started_at_once_exactly_one_writes(tmp_path, straight):
+    out = tmp_path / "run"
+    answers = [process.finish() for process in [start(out) for _ in range(5)]]
+    assert sorted(answer.returncode for answer in answers) == [0, 2, 2, 2, 2]
+    assert_same(out, straight)
+
+
 @pytest.mark.parametrize(
     "script", ['"$@" | head -n 1', '"$@" >&- 2>&-'], ids=["| head", "closed streams"]
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 import safetensors.torch
@@ -13,7 +14,7 @@ import ultimus_ignite.run as module
 from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.handlers import CheckpointError
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run_directory import Interrupted, RunDirectory
 
 RECIPE = Recipe(data="digits", epochs=3, batch_size=64, device="cpu")
 
@@ -99,6 +100,30 @@ def check_resume(tmp_path, monkeypatch, cut, recipe):
     assert without_seconds(history) == without_seconds(whole)
     assert history.rates == whole.rates
     assert history.losses == whole.losses
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_an_evaluation_loses_nothing(tmp_path, monkeypatch, number):
+    whole, whole_directory = train(tmp_path / "whole")
+
+    def build(recipe):
+        parts = real(recipe)
+
+        def interrupt():
+            if parts.trainer.state.epoch == 2:
+                signal.raise_signal(number)
+
+        parts.evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), interrupt)
+        return parts
+
+    real = module.build
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build", build)
+        with pytest.raises(Interrupted, match=number.name):
+            train(tmp_path / "cut")
+    history, directory = train(tmp_path / "cut", resume=True)
+    assert same(weights(directory), weights(whole_directory))
+    assert without_seconds(history) == without_seconds(whole)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):

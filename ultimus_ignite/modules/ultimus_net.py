@@ -73,7 +73,7 @@ class UltimusNet(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """``(B, 3, 32, 32) -> (B, 48)``: the convolutions' outputs, averaged over positions."""
         if not self.pool_first:
-            return self.pool(self.conv3(self.conv2(self.conv1(images)))).flatten(1)
+            return torch.flatten(self.pool(self.conv3(self.conv2(self.conv1(images)))), 1)
         means = self.windows @ images @ self.windows.T / FEATURE_MAP_SIZE**2  # (B, 3, 7, 7)
         return F.linear(means.flatten(1), *self.joint_convolution())
 
