@@ -243,7 +243,8 @@ class _Display:
 
     def _append(self, text: str) -> None:
         if self._log_path is not None:
-            with self._log_path.open("a", encoding="utf-8") as log:
+            # Nor must a full disk: what is written here stands in the history too.
+            with contextlib.suppress(OSError), self._log_path.open("a", encoding="utf-8") as log:
                 print(text, file=log)
 
 

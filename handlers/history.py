@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -143,7 +144,10 @@ class History(Serializable):
         )
         self._outputs, self._test, self._seconds = [], {}, 0.0
         if self.path is not None:
-            write_csv(self.rows, self.path)
+            try:
+                write_csv(self.rows, self.path)
+            except OSError as error:  # the rows are kept, the next epoch writes them all
+                warnings.warn(f"{self.path} not written: {error.strerror}", stacklevel=2)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, the unfinished epoch included, as plain numbers."""
@@ -183,13 +187,17 @@ class History(Serializable):
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write the rows so that a reader, or a kill, meets the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)  # floats are written with repr, None as nothing
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)  # floats are written with repr, None as nothing
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_csv(path: Path) -> list[Row]:

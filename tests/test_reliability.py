@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import os
 from pathlib import Path
@@ -134,6 +135,30 @@ def test_no_memory_gives_advice_and_keeps_what_is_saved(
     assert errors.count("\n") == 1
     state = torch.load(tmp_path / "run/checkpoints/ckpt-000000003.pt", weights_only=True)
     assert state["trainer"]["iteration"] == 3
+
+
+def test_a_disk_that_stays_full_is_one_line_and_a_bad_end(
+    tmp_path, monkeypatch, capsys, use_images
+):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def command(prog, argv):
+        with RunDirectory(tmp_path / "run").open() as directory:
+            begin = directory.begin
+
+            def begin_then_fill(*arguments, **facts):
+                begin(*arguments, **facts)
+                monkeypatch.setattr(os, "fsync", full)
+
+            monkeypatch.setattr(directory, "begin", begin_then_fill)
+            module.run(RECIPE, directory)
+
+    with pytest.warns(UserWarning, match="No space left"):
+        code = cli.call(command, "train-cifar", [])
+    assert code == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         if is_out_of_memory(error):
             error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
         code = exit_code(error)
-        if code == ExitCode.INTERNAL or "--debug" in argv:
+        is_bug = code == ExitCode.INTERNAL and not isinstance(error, OSError)  # a full disk is none
+        if is_bug or "--debug" in argv:
             raise
         message = " ".join(str(error).split())
         with contextlib.suppress(OSError):

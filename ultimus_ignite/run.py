@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import asdict
 
+import ignite.distributed as idist
 from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
@@ -137,7 +138,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
 def _identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
     """What a checkpoint must share with the run that goes on from it."""
     fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
-    return {**fields, "data_sha256": parts.data.sha256}
+    return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
 
 
 def _first_line(recipe: Recipe, parts: Parts) -> str:

@@ -1,5 +1,7 @@
 import csv
+import errno
 import math
+import os
 
 import pytest
 import torch
@@ -96,6 +98,23 @@ def test_history_csv_repeats_every_digit(tmp_path):
         header, *rows = csv.reader(file)
     assert tuple(header) == COLUMNS
     assert [row[2] for row in rows] == [repr(row["lr"]) for row in history.rows]
+    assert read_csv(path) == history.rows
+    assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_a_full_disk_warns_and_the_next_epoch_writes_every_row(tmp_path, monkeypatch):
+    path = tmp_path / "history.csv"
+    trainer, history = make_run(path)
+    real, calls = os.fsync, iter(range(100))
+
+    def full_once(descriptor):
+        if next(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_once)
+    with pytest.warns(UserWarning, match="not written: No space left"):
+        go(trainer)
     assert read_csv(path) == history.rows
     assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
 
