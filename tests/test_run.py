@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import ultimus_ignite.run as module
 from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.handlers import CheckpointError
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import Interrupted, RunDirectory
 
 RECIPE = Recipe(data="digits", epochs=3, batch_size=64, device="cpu")
@@ -149,6 +149,30 @@ def test_resuming_with_another_recipe_names_the_difference(tmp_path, change, mes
     train(tmp_path / "run")
     with pytest.raises(CheckpointError, match=message):
         train(tmp_path / "run", dataclasses.replace(RECIPE, **change), resume=True)
+
+
+def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, capsys):
+    train(tmp_path / "run")
+    longer = dataclasses.replace(RECIPE, epochs=5)
+    with RunDirectory(tmp_path / "run").open(resume=True) as directory:
+        history = module.run(longer, directory, extend_epochs=True)
+    whole, _ = train(tmp_path / "whole", longer)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
+    assert history.rates[15:] == whole.rates[15:]
+    rate = repr(whole.rates[15])
+    assert f"epochs: 3 -> 5: the rate of iteration 16 is {rate}" in capsys.readouterr().out
+    train(tmp_path / "run", longer, resume=True)  # finished: nothing left to do
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_epochs_that_are_over_cannot_be_taken_back(tmp_path):
+    train(tmp_path / "run")
+    shorter = dataclasses.replace(RECIPE, epochs=2)
+    with (
+        RunDirectory(tmp_path / "run").open(resume=True) as directory,
+        pytest.raises(RecipeError, match="more than the 3 that are done"),
+    ):
+        module.run(shorter, directory, extend_epochs=True)
 
 
 def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):

@@ -13,6 +13,7 @@ from ultimus_ignite.build import Parts, build, create_scheduler
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
+    CheckpointError,
     CurveRenderer,
     GracefulStop,
     History,
@@ -21,11 +22,12 @@ from ultimus_ignite.handlers import (
 )
 from ultimus_ignite.provenance import describe
 from ultimus_ignite.range_test import choose_max_lr
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status, write_atomically
 
-# Fields that may differ when a run is resumed: they do not change what is computed.
-MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every"}
+# Fields that a checkpoint need not share with the run that goes on from it: they do not change
+# what is computed, except for the epochs, which have a check of their own.
+MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",
@@ -35,12 +37,13 @@ ENDINGS: dict[type[BaseException], Status] = {
 }
 
 
-def run(recipe: Recipe, directory: RunDirectory) -> History:
+def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False) -> History:
     """Train by a recipe in an opened run directory, going on with what is there.
 
     Args:
         recipe: what to do.
         directory: an opened `RunDirectory`.
+        extend_epochs: go on for another number of epochs than the run was begun with.
 
     Returns:
         What was measured.
@@ -50,7 +53,7 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
         CheckpointError: what is there cannot be gone on with.
         Interrupted: a signal ended the run, which is saved and can be resumed.
         NonFiniteError: the loss or its gradient became NaN or infinite.
-        RecipeError: the device does not exist.
+        RecipeError: the device does not exist, or the epochs are already over.
         OSError: the last checkpoint could not be written.
 
     Example:
@@ -89,8 +92,16 @@ def run(recipe: Recipe, directory: RunDirectory) -> History:
     )
 
     if checkpoint := checkpointer.load_newest():
+        epochs_before = checkpoint["trainer"]["max_epochs"]
+        if epochs_before != recipe.epochs and not extend_epochs:
+            raise CheckpointError(
+                f"{directory.path} was begun with another number of epochs (epochs: "
+                f"{epochs_before} -> {recipe.epochs}): give the same, or --extend-epochs"
+            )
         checkpointer.restore(checkpoint)
-        if directory.read_status()["status"] == "finished":
+        if epochs_before != recipe.epochs:
+            logger.write(_what_extending_does(recipe, epochs_before, parts))
+        elif directory.read_status()["status"] == "finished":
             print(f"{directory.path} is finished: {recipe.epochs} epochs, nothing left to do")
             return history
     directory.begin(describe(recipe, parts), data=parts.data.name)
@@ -139,6 +150,30 @@ def _identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
     """What a checkpoint must share with the run that goes on from it."""
     fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
     return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
+
+
+def _what_extending_does(recipe: Recipe, epochs_before: int, parts: Parts) -> str:
+    """A line that says how the next rate changes.
+
+    Raises:
+        RecipeError: the epochs are already over.
+    """
+    done, epoch_length = parts.trainer.state.iteration, parts.stream.epoch_length
+    if done >= recipe.epochs * epoch_length:
+        raise RecipeError(
+            f"epochs must be more than the {done // epoch_length} that are done, "
+            f"got {recipe.epochs}"
+        )
+    scheduler = create_scheduler(recipe, parts.optimizer)
+    rates, rates_before = (
+        [row[0] for row in scheduler.simulate(epochs * epoch_length).rates]
+        for epochs in (recipe.epochs, epochs_before)
+    )
+    before = repr(rates_before[done]) if done < len(rates_before) else "none, the run was over"
+    return (
+        f"epochs: {epochs_before} -> {recipe.epochs}: the rate of iteration {done + 1} "
+        f"is {rates[done]!r} (before: {before}), and falls to {rates[-1]!r}"
+    )
 
 
 def _first_line(recipe: Recipe, parts: Parts) -> str:

@@ -27,6 +27,8 @@ class TrainArguments:
     """Folder of the run; runs/RECIPE when left out."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out; start anew where there is none."""
+    extend_epochs: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Resume with another --epochs than the run was begun with."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the traceback of an error."""
 
@@ -37,7 +39,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     with RunDirectory(out_of(arguments)).open(resume=arguments.resume) as directory:
         from ultimus_ignite.run import run
 
-        run(arguments.flags, directory)
+        run(arguments.flags, directory, extend_epochs=arguments.extend_epochs)
 
 
 def parse_arguments(prog: str, argv: Sequence[str]) -> TrainArguments:
