@@ -193,6 +193,9 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(pairs):
         assert isinstance(arguments, TrainArguments)
     except cli.UserError:
         pass
+    except SystemExit as end:  # --help, wherever it stands
+        asked_for_help = end.code == 0
+        assert asked_for_help
 
 
 def test_five_thousand_steps_and_two_hundred_saves_leak_nothing(tmp_path):
