@@ -126,15 +126,20 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     return figure
 
 
-def draw_rates(rates: Sequence[float]) -> "Figure":
-    """The learning rate of every iteration.
+def draw_schedule(rates: Sequence[float], momenta: Sequence[float]) -> "Figure":
+    """The learning rate and the momentum of every iteration.
 
     Example:
-        >>> draw_rates([0.1, 0.2, 0.1]).axes[0].get_xlabel()
-        'iteration'
+        >>> [axes.get_title(loc="left") for axes in draw_schedule([0.1, 0.2], [0.9, 0.9]).axes]
+        ['Learning rate', 'Momentum']
     """
     figure = new_figure(9, 3)
-    _draw_rates(figure.add_subplot(), rates)
+    left, right = figure.subplots(1, 2)
+    _draw_rates(left, rates)
+    right.set_title("Momentum", loc="left")
+    right.plot(range(1, len(momenta) + 1), momenta)
+    right.set_xlabel("iteration")
+    right.grid(alpha=0.3)
     return figure
 
 

@@ -175,6 +175,13 @@ def test_epochs_that_are_over_cannot_be_taken_back(tmp_path):
         module.run(shorter, directory, extend_epochs=True)
 
 
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    train(tmp_path / "run")
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+    with pytest.raises(CheckpointError, match="world_size: 1 -> 2"):
+        train(tmp_path / "run", resume=True)
+
+
 def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):
     train(tmp_path / "run")
     other = dataclasses.replace(few_digits, sha256="0" * 64)

@@ -10,7 +10,9 @@ def test_the_curve_is_the_schedule_of_the_run(tmp_path):
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "iteration 1: 1.856635533445111e-05" in answer.stdout
     with (tmp_path / "plan" / "schedule.csv").open() as file:
-        planned = [row["lr"] for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    planned = [row["lr"] for row in rows]
+    assert {row["momentum"] for row in rows} == {"0.9"}  # Adam's beta1: the recipe cycles the rate
     call("train-cifar", *flags, "--out", tmp_path / "run")
     with (tmp_path / "run" / "history.csv").open() as file:
         used = [row["lr"] for row in csv.DictReader(file)]

@@ -13,7 +13,7 @@ from ultimus_ignite.recipe import Recipe, RecipeName
 
 @dataclass(frozen=True)
 class PlotScheduleArguments:
-    """Write schedule.png and schedule.csv: the rate of every iteration of a run."""
+    """Write schedule.png and schedule.csv: rate and momentum of every iteration of a run."""
 
     flags: tyro.conf.OmitArgPrefixes[Recipe]
     recipe: RecipeName = "classic"
@@ -28,19 +28,21 @@ def main(prog: str, argv: Sequence[str]) -> None:
     arguments: PlotScheduleArguments = parse(PlotScheduleArguments, prog, argv, default)
 
     from ultimus_ignite.build import build, create_scheduler
-    from ultimus_ignite.handlers.curve_renderer import draw_rates, save_figure
+    from ultimus_ignite.handlers.curve_renderer import draw_schedule, save_figure
 
     parts = build(arguments.flags)
     total_steps = arguments.flags.epochs * parts.stream.epoch_length
     curve = create_scheduler(arguments.flags, parts.optimizer).simulate(total_steps)
     rates = [row[0] for row in curve.rates]
+    constant = parts.optimizer.defaults["betas"][0]  # where it is not cycled, the row is empty
+    momenta = [row[0] if row else constant for row in curve.momenta]
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         with (arguments.out / "schedule.csv").open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["iteration", "lr"])
-            writer.writerows(enumerate(rates, start=1))
-        save_figure(draw_rates(rates), arguments.out / "schedule.png")
+            writer.writerow(["iteration", "lr", "momentum"])
+            writer.writerows(zip(range(1, total_steps + 1), rates, momenta, strict=True))
+        save_figure(draw_schedule(rates, momenta), arguments.out / "schedule.png")
     except OSError as error:
         reason = f"{arguments.out} cannot be written ({error.strerror}): choose another --out"
         raise UserError(reason) from None
