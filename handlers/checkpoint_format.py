@@ -74,7 +74,7 @@ def decode(data: bytes) -> dict[str, Any]:
         _check_globals(archive.read("archive/data.pkl"))
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:  # whose text advises weights_only=False: not ours to pass on
+    except Exception as error:  # whose text advises an unsafe load: not ours to pass on
         raise ValueError(f"torch.load failed ({type(error).__name__})") from error
     if type(state) is not dict:
         raise ValueError(f"it holds a {type(state).__name__} instead of a dict")
