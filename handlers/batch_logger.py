@@ -82,15 +82,17 @@ class BatchLogger(Serializable):
         self._rate: str | None = None  # of the epoch's first iteration
         self._reset()
 
-    def attach(self, engine: Engine, evaluator: Engine | None = None) -> Self:
-        """Attach to a trainer and, for the test set's line, to the evaluator it runs."""
+    def attach(
+        self, engine: Engine, evaluator: Engine | None = None, *, evaluated: str = "Test set"
+    ) -> Self:
+        """Attach to a trainer and, for the line of what is evaluated, to the evaluator it runs."""
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self.open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.close_epoch)
             engine.add_event_handler(Events.COMPLETED, self.close)
             if evaluator is not None:
-                evaluator.add_event_handler(Events.COMPLETED, self.report)
+                evaluator.add_event_handler(Events.COMPLETED, self.report, evaluated)
         return self
 
     def open(self, engine: Engine) -> None:
@@ -121,8 +123,8 @@ class BatchLogger(Serializable):
             self._display.end_bar(self._batches, self._description())
             self._epoch_is_open = False
 
-    def report(self, evaluator: Engine) -> None:
-        """Write the test set's line from the metrics ``loss``, ``accuracy`` and ``count``."""
+    def report(self, evaluator: Engine, evaluated: str = "Test set") -> None:
+        """Write one line from the metrics ``loss``, ``accuracy`` and ``count``."""
         self.close()
         metrics = evaluator.state.metrics
         parts = []
@@ -134,7 +136,7 @@ class BatchLogger(Serializable):
                 correct = round(metrics["accuracy"] * metrics["count"])
                 accuracy = f"{correct}/{metrics['count']} ({accuracy})"
             parts.append(f"Accuracy: {accuracy}")
-        self._display.line(f"\nTest set: {', '.join(parts)}\n")
+        self._display.line(f"\n{evaluated}: {', '.join(parts)}\n")
 
     def write(self, text: str) -> None:
         """Write a line of one's own, to the same places."""

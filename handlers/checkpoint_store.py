@@ -52,7 +52,7 @@ class CheckpointStore:
     def __init__(self, directory: Path | str, *, keep: int = 2) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, got {keep}")
-        self._directory = Path(directory)
+        self.directory = Path(directory)
         self._keep = keep
 
     def save(
@@ -78,13 +78,13 @@ class CheckpointStore:
         """
         if iteration < 0:
             raise ValueError(f"iteration must not be negative, got {iteration}")
-        path = self._directory / f"ckpt-{iteration:09d}.pt"
+        path = self.path(iteration)
         try:
             data = encode(dict(state))
         except ValueError as error:
             raise CheckpointError(f"{path}: not saved: {error}") from error
 
-        _create_folder(self._directory)
+        _create_folder(self.directory)
         self._sweep()
         try:
             self._replace(path, data)
@@ -118,10 +118,14 @@ class CheckpointStore:
             advice = "restore it from a copy, or delete it to resume from an older one"
             raise CheckpointError(f"{path}: refused: {reason}; {advice}") from error
 
+    def path(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration lies."""
+        return self.directory / f"ckpt-{iteration:09d}.pt"
+
     def paths(self) -> list[Path]:
         """Return the checkpoints in the folder, valid or not, the highest iteration first."""
         try:
-            found = [path for path in self._directory.iterdir() if _NAME.fullmatch(path.name)]
+            found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
         except FileNotFoundError:  # a folder that cannot be read is an error, not an empty one
             return []
         return sorted(found, key=_iteration, reverse=True)
@@ -143,7 +147,7 @@ class CheckpointStore:
                 warnings.warn(str(error), stacklevel=2)
         if paths:
             raise CheckpointError(
-                f"{self._directory}: none of its {len(paths)} checkpoints is valid; "
+                f"{self.directory}: none of its {len(paths)} checkpoints is valid; "
                 "restore one from a copy, or delete the folder to start from scratch"
             )
         return None
@@ -164,7 +168,7 @@ class CheckpointStore:
             _write(_temporary(target, step), content)
         for step, (target, _) in enumerate(moves):
             _temporary(target, step).replace(target)
-            _sync(self._directory)  # else a power loss could keep a later move without this one
+            _sync(self.directory)  # else a power loss could keep a later move without this one
 
     def _prune(self, iteration: int, protect: Collection[int]) -> None:
         past = [path for path in self.paths() if _iteration(path) <= iteration]
@@ -175,9 +179,9 @@ class CheckpointStore:
 
     def _sweep(self) -> None:
         """Delete what an interrupted save or prune leaves: temporaries, and digests of no file."""
-        for temporary in self._directory.glob("ckpt-*.tmp"):
+        for temporary in self.directory.glob("ckpt-*.tmp"):
             _delete(temporary)
-        for sidecar in self._directory.glob("ckpt-*.pt.sha256"):
+        for sidecar in self.directory.glob("ckpt-*.pt.sha256"):
             if not sidecar.with_suffix("").exists():
                 _delete(sidecar)
 

@@ -117,6 +117,17 @@ class Checkpointer:
         self._check_fit(path, checkpoint)
         return checkpoint
 
+    def load_best(self) -> tuple[int, dict[str, Any]]:
+        """The iteration and the checkpoint with the best score of this run.
+
+        Raises:
+            CheckpointError: no epoch has had a score, or its checkpoint is not valid.
+        """
+        if self.best_iteration is None:
+            raise CheckpointError(f"{self.store.directory}: no epoch has a score to be the best by")
+        path = self.store.path(self.best_iteration)
+        return self.best_iteration, self.store.load(path)
+
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Load a checkpoint into the live objects."""
         for name, live in self.to_save.items():

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = (
-    ("train_loss", "Training loss"),
-    ("test_loss", "Test loss"),
-    ("train_accuracy", "Training accuracy"),
-    ("test_accuracy", "Test accuracy"),
-)
+SETS = {"train": "Training", "test": "Test", "val": "Validation"}
 
 
 class CurveRenderer:
@@ -102,13 +98,15 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     figure.suptitle(title)
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.6))
     epochs = _numbers(rows, "epoch")
-    for index, (column, name) in enumerate(PANELS):
+    evaluated = "val" if rows and "val_loss" in rows[0] else "test"
+    for index, (measure, split) in enumerate(product(("loss", "accuracy"), ("train", evaluated))):
+        column = f"{split}_{measure}"
         axes = figure.add_subplot(grid[divmod(index, 2)])
-        axes.set_title(name, loc="left")
+        axes.set_title(f"{SETS[split]} {measure}", loc="left")
         measured = [row[column] for row in rows if row[column] is not None]
         if measured:
             last = measured[-1]
-            is_share = column.endswith("accuracy")
+            is_share = measure == "accuracy"
             axes.plot(epochs, _numbers(rows, column), marker=".")
             axes.set_title(f"{last:.2%}" if is_share else f"{last:.4f}", loc="right")
             if is_share:

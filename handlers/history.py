@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.base.mixins import Serializable
@@ -17,18 +17,9 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.outputs import read_output, read_values
 
-COLUMNS = (
-    "epoch",
-    "iteration",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "seconds",
-)
+SPLITS = ("test", "val")
 Row = dict[str, float | None]
-_NUMBER = dict.fromkeys(COLUMNS, float) | {"epoch": int, "iteration": int}
+_NUMBER = {"epoch": int, "iteration": int}  # the others are floats
 
 
 class History(Serializable):
@@ -56,6 +47,12 @@ class History(Serializable):
         path: where to write the rows after each epoch; not written when left out.
         output_transform: turns ``engine.state.output`` into a mapping with ``loss`` (mean over the
             batch) and, where known, ``correct`` and ``count``; a bare loss will do.
+
+        evaluated: ``test`` or ``val``: what the evaluator measures, and how the columns of
+            ``history.csv`` are called.
+
+    Raises:
+        ValueError: ``evaluated`` is none of the two.
 
     Attributes:
         rows: one dict an epoch, keyed by the columns of ``history.csv``; None where not measured.
@@ -85,11 +82,15 @@ class History(Serializable):
         optimizer: Optimizer,
         *,
         path: Path | str | None = None,
+        evaluated: Literal["test", "val"] = "test",
         output_transform: Callable[[Any], Any] = lambda output: output,
     ) -> None:
         self.optimizer = optimizer
         self.path = None if path is None else Path(path)
         self.output_transform = output_transform
+        if evaluated not in SPLITS:
+            raise ValueError(f"evaluated must be test or val, got {evaluated!r}")
+        self.evaluated = evaluated
         self._clear()
 
     def attach(self, engine: Engine, evaluator: Engine | None = None) -> Self:
@@ -137,8 +138,8 @@ class History(Serializable):
                 "lr": self.rates[-len(losses)],
                 "train_loss": sum(x * n for x, n in zip(losses, counts, strict=True)) / total,
                 "train_accuracy": sum(correct) / total if correct else None,
-                "test_loss": self._test.get("loss"),
-                "test_accuracy": self._test.get("accuracy"),
+                f"{self.evaluated}_loss": self._test.get("loss"),
+                f"{self.evaluated}_accuracy": self._test.get("accuracy"),
                 "seconds": self._elapsed(),
             }
         )
@@ -184,12 +185,18 @@ class History(Serializable):
         return read_values(losses), read_values(known), list(counts)
 
 
+def columns(evaluated: str = "test") -> tuple[str, ...]:
+    """The columns of ``history.csv``."""
+    measured = ("train_loss", "train_accuracy", f"{evaluated}_loss", f"{evaluated}_accuracy")
+    return ("epoch", "iteration", "lr", *measured, "seconds")
+
+
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write the rows so that a reader, or a kill, meets the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)  # floats are written with repr, None as nothing
             file.flush()
@@ -208,11 +215,11 @@ def read_csv(path: Path) -> list[Row]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in map(columns, SPLITS):
             raise ValueError(
-                f"{path} is not a history: its first line should be {','.join(COLUMNS)}"
+                f"{path} is not a history: its first line should be {','.join(columns('test'))}"
             )
         return [
-            {key: _NUMBER[key](value) if value else None for key, value in row.items()}
+            {key: _NUMBER.get(key, float)(value) if value else None for key, value in row.items()}
             for row in reader
         ]

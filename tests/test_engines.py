@@ -189,3 +189,12 @@ def test_gradients_are_clipped_to_the_given_norm():
     trainer.run(make_batches(1))
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_mirrored_evaluation_is_the_mean_of_both_logits():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    images = torch.randn(5, 3, 2, 2)
+    evaluator = create_evaluator(model, device="cpu", mirror=True)
+    evaluator.run([(images, torch.zeros(5, dtype=torch.long))])
+    mirrored = images[..., [1, 0]]
+    torch.testing.assert_close(evaluator.state.output[0], (model(images) + model(mirrored)) / 2)

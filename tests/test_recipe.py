@@ -30,6 +30,9 @@ from ultimus_ignite.recipe import RECIPES, Recipe, RecipeError
         ("cutout", -0.1),
         ("cutout_size", 33),
         ("grey", 2.0),
+        ("val_fraction", 1.0),
+        ("weight_decay", -0.1),
+        ("label_smoothing", 1.5),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import ultimus_ignite.run as module
 from ultimus_ignite.data.sources import ImageData, load
-from ultimus_ignite.handlers import CheckpointError
+from ultimus_ignite.handlers import CheckpointError, CheckpointStore
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import Interrupted, RunDirectory
 
@@ -234,3 +234,36 @@ def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
     assert same(weights(directory), weights(fixed_directory))  # the search left no trace
     monkeypatch.setattr("ultimus_ignite.range_test.range_test", None)
     train(tmp_path / "run", recipe, resume=True)  # finished, and no second search
+
+
+def test_validation_images_judge_the_epochs_and_the_test_set_is_measured_once(
+    tmp_path, few_digits, capsys
+):
+    recipe = dataclasses.replace(RECIPE, val_fraction=0.2)
+    history, directory = train(tmp_path, recipe)
+    assert (
+        "data: digits, 240 training, 60 validation and 100 test images" in capsys.readouterr().out
+    )
+    log = directory.log.read_text()
+    assert log.count("Validation set:") == 3
+    assert log.count("Test set:") == 1
+    best = max(range(3), key=lambda epoch: history.rows[epoch]["val_accuracy"])
+    assert f"Epoch {best + 1} was the best" in log
+
+    # The oracle: the best epoch's checkpoint, through a plain model and a plain sum.
+    parts = module.build(recipe)
+    store = CheckpointStore(directory.checkpoints)
+    state = store.load(store.path(4 * (best + 1)))["model"]  # 240 / 64 is 4 batches
+    parts.model.load_state_dict(state)
+    assert same(weights(directory), dict(parts.model.eval().state_dict()))
+    correct = sum((parts.model(x).argmax(1) == y).sum().item() for x, y in parts.test_batches)
+    assert directory.read_status()["test_accuracy"] == correct / 100
+
+
+def test_a_run_with_validation_that_is_resumed_ends_as_the_unbroken_one(tmp_path, monkeypatch):
+    check_resume(tmp_path, monkeypatch, 7, dataclasses.replace(RECIPE, val_fraction=0.2))
+
+
+def test_the_test_set_of_a_plain_run_stands_in_its_status(tmp_path):
+    history, directory = train(tmp_path)
+    assert directory.read_status()["test_accuracy"] == history.rows[-1]["test_accuracy"]

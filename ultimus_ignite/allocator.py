@@ -2,18 +2,20 @@
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
+NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 256 MiB of freed memory instead of giving it back at once.
+    """Have glibc keep freed memory for the next allocation instead of giving it back at once.
 
-    Each step allocates and frees the same few blocks of 6 MB (512 x 3 x 32 x 32 floats). By
-    default glibc returns them to the kernel every time, and the next step takes up to 4,800 page
-    faults to get them back: about a third of the time of a `classic` batch. Without effect where
-    the C library is another one.
+    Each step allocates and frees the same few blocks of megabytes. By default glibc maps each
+    anew and returns it to the kernel, and the next step takes a page fault for every 4 KiB of it:
+    a ReLU on 512 x 32 x 32 x 32 floats, forward and backward, takes 220 ms so, and 45 ms when the
+    blocks come from the heap. The process keeps its peak size. Without effect where the C library
+    is another one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that glibc accepts
-        mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, NEVER)

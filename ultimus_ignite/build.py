@@ -1,20 +1,31 @@
 """From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ultimus_ignite import modules
 from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
 from ultimus_ignite.handlers import OneCycleScheduler
+from ultimus_ignite.modules import UltimusNet, UltimusTokenNet
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "UltimusNet": UltimusNet,
+    "UltimusTokenNet": UltimusTokenNet,
+    "UltimusTokenNetLarge": partial(
+        UltimusTokenNet, widths=(32, 64, 128), key_dim=32, separable=False
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,13 @@ class Parts:
     scaler: torch.amp.GradScaler
     trainer: Engine
     evaluator: Engine
+    """Measures the model after each epoch, on the test or the validation images."""
+    tester: Engine
+    """Measures it on the test images once, at the end of a run with validation images."""
     stream: TrainingStream
     test_batches: EvaluationBatches
+    val_batches: EvaluationBatches | None
+    """The held-out training images, where there are any."""
 
 
 def build(recipe: Recipe) -> Parts:
@@ -52,12 +68,13 @@ def build(recipe: Recipe) -> Parts:
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state stay plain
-    optimizer = create_optimizer(model)
+    optimizer = create_optimizer(model, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
     trainer = create_trainer(
         model,
         optimizer,
+        partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
         device=device,
         seed=recipe.seed,
         max_grad_norm=recipe.max_grad_norm,
@@ -65,22 +82,34 @@ def build(recipe: Recipe) -> Parts:
         autocast_dtype=dtype,
         scaler=scaler,
     )
-    evaluator = create_evaluator(model, device=device, autocast_dtype=dtype)
+    evaluator, tester = (
+        create_evaluator(model, device=device, autocast_dtype=dtype, mirror=recipe.mirror)
+        for _ in range(2)
+    )
     batches = create_batches(recipe, data, device)
-    return Parts(device, data, model, optimizer, scaler, trainer, evaluator, *batches)
+    return Parts(device, data, model, optimizer, scaler, trainer, evaluator, tester, *batches)
 
 
 def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
     """The recipe's model, initialised from its seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "init", 0))
-        model: nn.Module = getattr(modules, recipe.model)(num_classes=num_classes)
+        model = MODELS[recipe.model](num_classes=num_classes)
     return model
 
 
-def create_optimizer(model: nn.Module) -> Optimizer:
-    """Adam in its fused form: one kernel for all parameters, and it skips a non-finite step."""
-    return torch.optim.Adam(model.parameters(), fused=True)  # the scheduler sets the rate
+def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
+    """AdamW in its fused form: one kernel for all parameters, and it skips a non-finite step.
+
+    Biases and norms do not decay: a norm's scale is what lets the weights before it shrink.
+    Without decay this is Adam.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, fused=True)  # the scheduler sets the rate
 
 
 def create_scheduler(
@@ -107,8 +136,15 @@ def create_scheduler(
 
 def create_batches(
     recipe: Recipe, data: ImageData, device: torch.device
-) -> tuple[TrainingStream, EvaluationBatches]:
-    """Training and test batches of images that are moved to the device once, as uint8."""
+) -> tuple[TrainingStream, EvaluationBatches, EvaluationBatches | None]:
+    """Training, test and validation batches of images moved to the device once, as uint8.
+
+    Raises:
+        DataError: there are too few images for ``val_fraction``.
+    """
+    held_out = None
+    if recipe.val_fraction:
+        data, *held_out = data.hold_out(recipe.val_fraction, recipe.seed)
     normalize = Normalize(data.mean, data.std)
     augment = Augment(
         normalize,
@@ -125,10 +161,14 @@ def create_batches(
         seed=recipe.seed,
         augment=augment,
     )
-    test_batches = EvaluationBatches(
-        data.test_images.to(device),
-        data.test_labels.to(device),
-        batch_size=recipe.batch_size,
-        normalize=normalize,
-    )
-    return stream, test_batches
+
+    def evaluation_batches(images: Tensor, labels: Tensor) -> EvaluationBatches:
+        return EvaluationBatches(
+            images.to(device),
+            labels.to(device),
+            batch_size=recipe.batch_size,
+            normalize=normalize,
+        )
+
+    test_batches = evaluation_batches(data.test_images, data.test_labels)
+    return stream, test_batches, evaluation_batches(*held_out) if held_out else None

@@ -156,6 +156,7 @@ def create_evaluator(
     *,
     device: str | torch.device = "auto",
     autocast_dtype: torch.dtype | None = None,
+    mirror: bool = False,
 ) -> Engine:
     """An Engine that measures ``model`` in eval mode, and leaves it in the mode it was in.
 
@@ -164,6 +165,7 @@ def create_evaluator(
         loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
         device: see `select_device`.
         autocast_dtype: precision of the forward pass; the metrics are computed in float32.
+        mirror: measure the mean of the logits of each image and its mirror image.
 
     Returns:
         An Engine whose output is ``(logits, labels)`` and whose metrics are ``loss`` (mean over
@@ -186,7 +188,10 @@ def create_evaluator(
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
         with torch.inference_mode(), _autocast(device, autocast_dtype):
-            return model(images).float(), labels
+            logits = model(images).float()
+            if mirror:
+                logits = (logits + model(images.flip(-1)).float()) / 2
+            return logits, labels
 
     def enter_eval_mode() -> None:
         nonlocal was_training

@@ -1,9 +1,7 @@
 """One run, wired in the order in which its events fire."""
 
 import contextlib
-from dataclasses import asdict
 
-import ignite.distributed as idist
 from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
@@ -13,7 +11,6 @@ from ultimus_ignite.build import Parts, build, create_scheduler
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
-    CheckpointError,
     CurveRenderer,
     GracefulStop,
     History,
@@ -22,12 +19,9 @@ from ultimus_ignite.handlers import (
 )
 from ultimus_ignite.provenance import describe
 from ultimus_ignite.range_test import choose_max_lr
-from ultimus_ignite.recipe import Recipe, RecipeError
+from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.resume import go_on, identity
 from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status, write_atomically
-
-# Fields that a checkpoint need not share with the run that goes on from it: they do not change
-# what is computed, except for the epochs, which have a check of their own.
-MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",
@@ -74,7 +68,9 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     trainer, evaluator = parts.trainer, parts.evaluator
     scheduler = create_scheduler(recipe, optimizer, parts.scaler)
     logger = BatchLogger(optimizer, log_path=directory.log)
-    history = History(optimizer, path=directory.history)
+    history = History(
+        optimizer, path=directory.history, evaluated="val" if parts.val_batches else "test"
+    )
     checkpointer = Checkpointer(
         {
             "trainer": trainer,
@@ -88,22 +84,12 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         directory=directory.checkpoints,
         every=recipe.checkpoint_every,
         score_function=lambda _: evaluator.state.metrics["accuracy"],
-        metadata=_identity(recipe, parts),
+        metadata=identity(recipe, parts),
     )
 
-    if checkpoint := checkpointer.load_newest():
-        epochs_before = checkpoint["trainer"]["max_epochs"]
-        if epochs_before != recipe.epochs and not extend_epochs:
-            raise CheckpointError(
-                f"{directory.path} was begun with another number of epochs (epochs: "
-                f"{epochs_before} -> {recipe.epochs}): give the same, or --extend-epochs"
-            )
-        checkpointer.restore(checkpoint)
-        if epochs_before != recipe.epochs:
-            logger.write(_what_extending_does(recipe, epochs_before, parts))
-        elif directory.read_status()["status"] == "finished":
-            print(f"{directory.path} is finished: {recipe.epochs} epochs, nothing left to do")
-            return history
+    if go_on(recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs):
+        print(f"{directory.path} is finished: {recipe.epochs} epochs, nothing left to do")
+        return history
     directory.begin(describe(recipe, parts), data=parts.data.name)
     logger.write(_first_line(recipe, parts))
     tensorboard = TensorboardLogger(logdir=str(directory.path))
@@ -111,9 +97,12 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     scheduler.attach(trainer)
     guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
-    logger.attach(trainer, evaluator)
+    logger.attach(
+        trainer, evaluator, evaluated="Validation set" if parts.val_batches else "Test set"
+    )
     # EPOCH_COMPLETED
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(parts.test_batches))
+    batches = parts.val_batches or parts.test_batches
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches))
     history.attach(trainer, evaluator)
     tensorboard.attach(
         trainer,
@@ -137,51 +126,41 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         if trainer.state.iteration == total_iterations:
             trainer.fire_event(Events.COMPLETED)  # all that a kill left to do
         else:
-            batches = parts.stream.starting_at(trainer.state.iteration)
+            stream = parts.stream.starting_at(trainer.state.iteration)
             epoch_length = parts.stream.epoch_length
-            trainer.run(batches, max_epochs=recipe.epochs, epoch_length=epoch_length)
+            trainer.run(stream, max_epochs=recipe.epochs, epoch_length=epoch_length)
         if stop.received and trainer.state.iteration < total_iterations:
             raise Interrupted(stop.received)
+        directory.note(**_test(parts, history, checkpointer, logger))
         write_atomically(directory.model, save(model.state_dict()))
     return history
 
 
-def _identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
-    """What a checkpoint must share with the run that goes on from it."""
-    fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
-    return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
+def _test(
+    parts: Parts, history: History, checkpointer: Checkpointer, logger: BatchLogger
+) -> dict[str, float | None]:
+    """Loss and accuracy on the test set of the weights that the run ends with.
 
-
-def _what_extending_does(recipe: Recipe, epochs_before: int, parts: Parts) -> str:
-    """A line that says how the next rate changes.
-
-    Raises:
-        RecipeError: the epochs are already over.
+    With validation images these become the best epoch's, and the test set is measured only here.
     """
-    done, epoch_length = parts.trainer.state.iteration, parts.stream.epoch_length
-    if done >= recipe.epochs * epoch_length:
-        raise RecipeError(
-            f"epochs must be more than the {done // epoch_length} that are done, "
-            f"got {recipe.epochs}"
-        )
-    scheduler = create_scheduler(recipe, parts.optimizer)
-    rates, rates_before = (
-        [row[0] for row in scheduler.simulate(epochs * epoch_length).rates]
-        for epochs in (recipe.epochs, epochs_before)
-    )
-    before = repr(rates_before[done]) if done < len(rates_before) else "none, the run was over"
-    return (
-        f"epochs: {epochs_before} -> {recipe.epochs}: the rate of iteration {done + 1} "
-        f"is {rates[done]!r} (before: {before}), and falls to {rates[-1]!r}"
-    )
+    if parts.val_batches is None:
+        return {name: history.rows[-1][name] for name in ("test_loss", "test_accuracy")}
+    iteration, best = checkpointer.load_best()
+    parts.model.load_state_dict(best["model"])
+    epoch = iteration // parts.stream.epoch_length
+    logger.write(f"Epoch {epoch} was the best by validation; the test set is measured only now:")
+    parts.tester.run(parts.test_batches)
+    logger.report(parts.tester)
+    return {f"test_{name}": parts.tester.state.metrics[name] for name in ("loss", "accuracy")}
 
 
 def _first_line(recipe: Recipe, parts: Parts) -> str:
     data = parts.data
-    line = (
-        f"data: {data.name}, {len(data.train_images)} training and {len(data.test_images)} "
-        f"test images of {len(data.classes)} classes"
-    )
+    counts = f"{len(parts.stream.labels)} training"
+    if parts.val_batches:
+        counts += f", {len(parts.val_batches.labels)} validation"
+    counts += f" and {len(data.test_images)} test images"
+    line = f"data: {data.name}, {counts} of {len(data.classes)} classes"
     if recipe.data == "auto" and data.name == "digits":
         line = (
             f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "

@@ -127,6 +127,10 @@ class RunDirectory:
             raise
         self.set_status("finished")
 
+    def note(self, **facts: Any) -> None:
+        """Add facts that stand in ``status.json`` from its next writing on."""
+        self._facts = {**self._facts, **facts}
+
     def set_status(self, status: Status, **facts: Any) -> None:
         """Say how the run stands."""
         _write_json(self.status, {"status": status, **self._facts, **facts, "pid": os.getpid()})

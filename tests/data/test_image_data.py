@@ -86,3 +86,30 @@ def test_data_cannot_be_swapped_under_its_hash() -> None:
 
 def test_an_error_is_one_line() -> None:
     assert str(DataError("a\nb.png: not an image\r\nat all")) == "a b.png: not an image at all"
+
+
+def test_held_out_images_are_a_stratified_partition_that_the_seed_alone_decides():
+    labels = torch.arange(300) % 3
+    images = torch.zeros(300, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(300) // 256, torch.arange(300) % 256
+    test = (images[:3], labels[:3])
+    data = ImageData.measure("numbered", ("a", "b", "c"), (images, labels), test)
+
+    def numbers(images):
+        return (256 * images[:, 0, 0, 0].int() + images[:, 0, 0, 1]).tolist()
+
+    rest, held_images, held_labels = data.hold_out(0.1, seed=1)
+    assert held_labels.bincount().tolist() == [10, 10, 10]
+    assert sorted(numbers(held_images) + numbers(rest.train_images)) == list(range(300))
+    assert held_labels.tolist() == [number % 3 for number in numbers(held_images)]
+    assert rest.train_labels.tolist() == [number % 3 for number in numbers(rest.train_images)]
+    assert rest.mean[0] == pytest.approx(rest.train_images[:, 0].double().mean().item() / 255)
+    assert numbers(data.hold_out(0.1, seed=1)[1]) == numbers(held_images)
+    assert numbers(data.hold_out(0.1, seed=2)[1]) != numbers(held_images)
+
+
+def test_a_share_that_leaves_a_class_without_images_is_refused():
+    images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 0, 0, 1])
+    data = ImageData.measure("few", ("a", "b"), (images, labels), (images, labels))
+    with pytest.raises(DataError, match="few: val_fraction 0.5"):
+        data.hold_out(0.5, seed=1)

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ultimus_ignite.handlers import History
-from ultimus_ignite.handlers.history import COLUMNS, read_csv
+from ultimus_ignite.handlers.history import columns, read_csv
 
 LENGTH = 4
 
@@ -96,7 +96,7 @@ def test_history_csv_repeats_every_digit(tmp_path):
     go(trainer)
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert tuple(header) == COLUMNS
+    assert tuple(header) == columns()
     assert [row[2] for row in rows] == [repr(row["lr"]) for row in history.rows]
     assert read_csv(path) == history.rows
     assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]

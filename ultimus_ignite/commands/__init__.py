@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "plot-schedule": "draw the learning rate of every iteration before anything is trained",
     "find-lr": "a range test: which learning rates suit a recipe",
     "doctor": "check data, device, folder and recipe in half a minute",
+    "repeat": "train from several seeds: mean, deviation and 95 % interval of the accuracy",
     "verify-resume": "kill a short run at random moments and show that it ends bit-identical",
 }
 

@@ -92,9 +92,50 @@ class ImageData:
         """
         # Checked before measured: the sums below need whole images, and at least one.
         checked = cls(name, classes, *train, *test, mean=(0, 0, 0), std=(1, 1, 1), sha256="")
-        red, green, blue = (_mean_and_std(channel) for channel in train[0].unbind(1))
-        mean, std = zip(red, green, blue, strict=True)
-        return replace(checked, mean=mean, std=std, sha256=_sha256((*train, *test)))
+        return replace(checked, **_measure(train[0]), sha256=_sha256((*train, *test)))
+
+    def hold_out(self, fraction: float, seed: int) -> tuple["ImageData", Tensor, Tensor]:
+        """Set a share of each class's training images aside, for validation.
+
+        Args:
+            fraction: share of the training images, in (0, 1).
+            seed: which of them.
+
+        Returns:
+            The data without them, measured anew, and their images and labels.
+
+        Raises:
+            DataError: the share leaves a class without an image on either side.
+
+        Example:
+            >>> images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2
+            >>> data = ImageData.measure("black", ("a", "b"), (images, labels), (images, labels))
+            >>> rest, _, held_out = data.hold_out(0.25, seed=1)
+            >>> rest.train_labels.bincount().tolist(), held_out.bincount().tolist()
+            ([3, 3], [1, 1])
+        """
+        from sklearn.model_selection import train_test_split  # 1 s that most runs do not need
+
+        try:
+            kept, held_out = train_test_split(
+                torch.arange(len(self.train_labels)).numpy(),
+                test_size=fraction,
+                random_state=seed % 2**32,
+                stratify=self.train_labels.numpy(),
+            )
+        except ValueError as error:
+            reason = f"val_fraction {fraction} does not suit: {error}"
+            raise DataError(f"{self.name}: {reason}") from None
+        kept, held_out = torch.from_numpy(kept), torch.from_numpy(held_out)
+        images, labels = self.train_images[kept], self.train_labels[kept]
+        rest = replace(self, train_images=images, train_labels=labels, **_measure(images))
+        return rest, self.train_images[held_out], self.train_labels[held_out]
+
+
+def _measure(images: Tensor) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    means, stds = zip(*(_mean_and_std(channel) for channel in images.unbind(1)), strict=True)
+    return {"mean": means, "std": stds}
 
 
 def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -2,5 +2,6 @@
 
 from ultimus_ignite.modules.ultimus_block import UltimusBlock
 from ultimus_ignite.modules.ultimus_net import UltimusNet
+from ultimus_ignite.modules.ultimus_token_net import UltimusTokenNet
 
-__all__ = ["UltimusBlock", "UltimusNet"]
+__all__ = ["UltimusBlock", "UltimusNet", "UltimusTokenNet"]

@@ -1,0 +1,89 @@
+"""`ultimus repeat`: the same recipe from several seeds, and how far they lie apart."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ultimus_ignite.cli import UserError, parse, recipe_of
+from ultimus_ignite.commands.train import TrainArguments
+from ultimus_ignite.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class RepeatArguments(TrainArguments):
+    """Train once per seed, in OUT/seed-N each, and print mean, deviation and 95 % interval.
+
+    With --resume, finished seeds are kept and an interrupted one goes on.
+    """
+
+    seeds: str = "1,2,3,4,5"
+    """Seeds, separated by commas; --seed itself is not used."""
+
+
+def main(prog: str, argv: Sequence[str]) -> None:
+    """Run the seeds one after the other and print the table."""
+    arguments = parse(RepeatArguments, prog, argv, RepeatArguments(recipe_of(argv)))
+    out = arguments.out or Path("runs") / f"{arguments.recipe}-repeat"
+    directories = {
+        seed: RunDirectory(out / f"seed-{seed}") for seed in parse_seeds(arguments.seeds)
+    }
+    for directory in directories.values():  # all are refused before the first is trained
+        with directory.open(resume=arguments.resume):
+            pass
+
+    accuracies = {}
+    for seed, directory in directories.items():
+        print(f"seed {seed}", flush=True)
+        with directory.open(resume=arguments.resume):
+            from ultimus_ignite.run import run
+
+            recipe = replace(arguments.flags, seed=seed)
+            run(recipe, directory, extend_epochs=arguments.extend_epochs)
+            accuracies[seed] = float(directory.read_status()["test_accuracy"])
+    print(table(accuracies))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from ``1,2,3``.
+
+    Raises:
+        UserError: one is not a whole number of at least 0, or is there twice.
+
+    Example:
+        >>> parse_seeds("1,2, 30")
+        [1, 2, 30]
+    """
+    seeds = [part.strip() for part in text.split(",")]
+    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
+        raise UserError(f"--seeds must be different whole numbers such as 1,2,3, got {text!r}")
+    return [int(seed) for seed in seeds]
+
+
+def table(accuracies: Mapping[int, float]) -> str:
+    """One line a seed, then mean, standard deviation of a run, and the mean's 95 % interval.
+
+    The interval is Student's t: the runs are few, and their deviation is itself an estimate.
+
+    Example:
+        >>> print(table({1: 0.80, 2: 0.81, 3: 0.82}))
+          seed  test accuracy
+             1        80.00 %
+             2        81.00 %
+             3        82.00 %
+        mean 81.00 %, standard deviation 1.00 %, 95 % interval of the mean 78.52 to 83.48 %
+    """
+    from scipy.stats import t
+
+    rows = [f"{seed:6}  {100 * accuracy:11.2f} %" for seed, accuracy in accuracies.items()]
+    values = [100 * accuracy for accuracy in accuracies.values()]
+    mean = statistics.mean(values)
+    summary = f"mean {mean:.2f} %"
+    if len(values) > 1:
+        deviation = statistics.stdev(values)
+        half = t.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5
+        summary += (
+            f", standard deviation {deviation:.2f} %, "
+            f"95 % interval of the mean {mean - half:.2f} to {mean + half:.2f} %"
+        )
+    return "\n".join(["  seed  test accuracy", *rows, summary])

@@ -1,0 +1,129 @@
+"""A model whose attention sees positions: the blocks run over tokens, before any pooling.
+
+Shape letters: B images of a batch, C channels, H and W height and width, D features.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ultimus_ignite.modules.ultimus_block import UltimusBlock
+
+
+class UltimusTokenNet(nn.Module):
+    """Convolutions to a quarter of the image's side, then four `UltimusBlock`s over its tokens.
+
+    ::
+
+        32x32  3x3 convolution to widths[0]
+        16x16  convolution to widths[1], stride 2; two residual ones
+         8x8   convolution to widths[2], stride 2
+         8x8   four times: a residual convolution; attention over the 64 tokens
+               mean of the normalised tokens, linear classifier
+
+    All convolutions but the first are depthwise-separable (Howard et al. 2017,
+    https://arxiv.org/abs/1704.04861): 9 C + C C' weights in place of 9 C C'. Each has a BatchNorm
+    and ends in a ReLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
+    Neighbours tell a token where it is: positional embeddings would take 64 x 48 parameters.
+
+    Args:
+        num_classes: number of logits.
+        widths: channels at each resolution; the last is the D of the blocks.
+        key_dim: key dimensions of each block.
+        separable: False makes every convolution a dense one, for accuracy where parameters are
+            not counted.
+
+    Shape:
+        ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 4.
+
+    Example:
+        >>> model = UltimusTokenNet()
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+        >>> sum(p.numel() for p in model.parameters())
+        25098
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        widths: tuple[int, int, int] = (16, 32, 48),
+        key_dim: int = 8,
+        separable: bool = True,
+    ) -> None:
+        super().__init__()
+        first, second, dim = widths
+        convolution = _separable if separable else _dense
+        self.stem = nn.Sequential(
+            _dense(3, first),
+            convolution(first, second, stride=2),
+            _Residual(convolution(second, second)),
+            _Residual(convolution(second, second)),
+            convolution(second, dim, stride=2),
+        )
+        self.stages = nn.Sequential(
+            *(TokenStage(convolution(dim, dim), dim, key_dim) for _ in range(4))
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.classifier = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Channels last: the tokens are then a view of the feature map.
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.stages(self.stem(x))  # (B, D, H/4, W/4)
+        tokens = self.norm(_tokens(x))  # before the mean: the gradient stays channels last, too
+        logits: Tensor = self.classifier(tokens.mean(dim=1))
+        return logits
+
+
+class TokenStage(nn.Module):
+    """A residual convolution between neighbours, then residual attention between all tokens.
+
+    Shape:
+        ``(B, D, H, W) -> (B, D, H, W)``
+    """
+
+    def __init__(self, convolution: nn.Module, dim: int, key_dim: int) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.norm = nn.LayerNorm(dim)
+        self.block = UltimusBlock(dim, key_dim, over="tokens")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.convolution(x)
+        tokens = _tokens(x)
+        tokens = tokens + self.block(self.norm(tokens))
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class _Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = x + self.inner(x)
+        return output
+
+
+def _dense(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+    )
+
+
+def _separable(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.Conv2d(channels, out, 1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+    )
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """``(B, D, H, W) -> (B, H * W, D)``"""
+    return x.flatten(2).transpose(1, 2)
