@@ -22,7 +22,7 @@ class UltimusTokenNet(nn.Module):
 
     All convolutions but the first are depthwise-separable (Howard et al. 2017,
     https://arxiv.org/abs/1704.04861): 9 C + C C' weights in place of 9 C C'. Each has a BatchNorm
-    and ends in a ReLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
+    and ends in a SiLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
     Neighbours tell a token where it is: positional embeddings would take 64 x 48 parameters.
 
     Args:
@@ -110,7 +110,7 @@ def _dense(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(out),
-        nn.ReLU(),
+        nn.SiLU(),
     )
 
 
@@ -120,7 +120,7 @@ def _separable(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
         nn.BatchNorm2d(channels),
         nn.Conv2d(channels, out, 1, bias=False),
         nn.BatchNorm2d(out),
-        nn.ReLU(),
+        nn.SiLU(),
     )
 
 
