@@ -182,7 +182,8 @@ class History(Serializable):
     def _read_outputs(self) -> tuple[list[float], list[float], list[int]]:
         losses, correct, counts = zip(*self._outputs, strict=True) if self._outputs else ((),) * 3
         known = [value for value in correct if value is not None]
-        return read_values(losses), read_values(known), list(counts)
+        values = read_values([*losses, *known])
+        return values[: len(losses)], values[len(losses) :], list(counts)
 
 
 def columns(evaluated: str = "test") -> tuple[str, ...]:

@@ -37,7 +37,11 @@ def read_values(values: Sequence[Any]) -> list[float]:
     Example:
         >>> read_values([torch.tensor(0.5), 1.0, torch.tensor(2.0)])
         [0.5, 1.0, 2.0]
+        >>> read_values([torch.tensor(0.5, dtype=torch.float16), torch.tensor(2049)])
+        [0.5, 2049.0]
     """
     tensors = [value for value in values if isinstance(value, Tensor)]
+    # A count beside a float16 loss must not become one: integers take part as float32.
+    tensors = [x if x.is_floating_point() else x.float() for x in tensors]
     read = iter(torch.stack(tensors).tolist() if tensors else ())
     return [next(read) if isinstance(value, Tensor) else value for value in values]
