@@ -1,0 +1,149 @@
+"""Claim: each part of `tokens` earns its place.
+
+    python benchmarks/ablation.py --data folder:DIR [--epochs 5] [--seeds 1,2] [--only NAME ...]
+
+Trains the recipe with one part taken away or replaced, from the same seeds, on the training images
+without a held-out tenth that judges them: the test images are not touched. Mean accuracy on the
+held-out images in percent, with the 95 % interval of the mean (Student's t), the difference to the
+whole recipe, parameters, multiply-adds an image and seconds a run.
+
+Results: docs/models.md.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from report import print_environment, print_table
+from scipy.stats import t
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ultimus_ignite import build
+from ultimus_ignite.modules import UltimusTokenNet
+from ultimus_ignite.recipe import RECIPES, Recipe
+from ultimus_ignite.run import run
+from ultimus_ignite.run_directory import RunDirectory
+
+
+class Nothing(nn.Module):
+    """What is left of a residual branch that is taken away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def without(name: str) -> Callable[[], nn.Module]:
+    """The model whose stages lack a part."""
+
+    def create(num_classes: int = 10) -> nn.Module:
+        model = UltimusTokenNet(num_classes=num_classes)
+        for stage in model.stages:
+            setattr(stage, name, Nothing())
+        return model
+
+    return create
+
+
+def with_relu(num_classes: int = 10) -> nn.Module:
+    """The model with the activation of most convolutional networks."""
+    model = UltimusTokenNet(num_classes=num_classes)
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.SiLU):
+                setattr(module, name, nn.ReLU())
+    return model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is trained instead."""
+
+    recipe: Recipe
+    model: Callable[..., nn.Module] = UltimusTokenNet
+
+
+def variants(base: Recipe) -> dict[str, Variant]:
+    """The whole recipe first, then one change each."""
+    return {
+        "the whole recipe": Variant(base),
+        "without attention": Variant(base, without("block")),
+        "without the stages' convolutions": Variant(base, without("convolution")),
+        "ReLU for SiLU": Variant(base, with_relu),
+        "half the rate": Variant(replace(base, max_lr=base.max_lr / 2)),
+        "with cutout": Variant(replace(base, cutout=0.5)),
+        "batches of 512": Variant(replace(base, batch_size=512)),
+        "with mirrored evaluation": Variant(replace(base, mirror=True)),
+    }
+
+
+def accuracy(variant: Variant, seed: int) -> tuple[float, float]:
+    """Held-out accuracy in percent after the last epoch, and seconds."""
+    build.MODELS["UltimusTokenNet"] = variant.model
+    start = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunDirectory(folder).open() as directory,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        history = run(replace(variant.recipe, seed=seed), directory)
+    return 100 * history.rows[-1]["val_accuracy"], time.perf_counter() - start
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of its 95 % interval."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--data-dir", default=Recipe().data_dir)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--only", nargs="*", help="names of variants; all when left out")
+    arguments = parser.parse_args()
+    base = replace(
+        RECIPES["tokens"],
+        data=arguments.data,
+        data_dir=arguments.data_dir,
+        epochs=arguments.epochs,
+        val_fraction=0.1,
+    )
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    rows, whole = [], None
+    for name, variant in variants(base).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        accuracies, seconds = zip(*(accuracy(variant, seed) for seed in seeds), strict=True)
+        whole = whole or statistics.mean(accuracies)
+        model = variant.model()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32))
+        rows.append(
+            [
+                name,
+                interval(list(accuracies)),
+                f"{statistics.mean(accuracies) - whole:+.2f}",
+                f"{sum(p.numel() for p in model.parameters()):,}",
+                f"{counter.get_total_flops() / 2e6:.2f}",
+                f"{statistics.mean(seconds):.0f}",
+            ]
+        )
+        print(rows[-1], flush=True)
+    header = ["", "held-out accuracy, %", "difference", "parameters", "million multiply-adds", "s"]
+    print_table(header, rows)
+    print_environment("pytorch-ignite")
+
+
+if __name__ == "__main__":
+    main()
