@@ -112,11 +112,11 @@ RECIPES: dict[RecipeName, Recipe] = {
     "tokens": Recipe(model="UltimusTokenNet", batch_size=256, max_lr=0.03, cutout=0.0),
     "large": Recipe(
         model="UltimusTokenNetLarge",
-        epochs=28,
         batch_size=256,
-        max_lr=0.005,
+        max_lr=0.01,
         weight_decay=0.05,
         label_smoothing=0.1,
+        crop_padding=4,
         precision="bfloat16",
         mirror=True,
     ),
