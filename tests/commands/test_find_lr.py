@@ -74,7 +74,9 @@ def test_it_trains_as_the_run_would(find, tmp_path):
     rates = iter(np.geomspace(0.001, 0.01, 7).tolist())
 
     def set_rate():
-        parts.optimizer.param_groups[0]["lr"] = next(rates)
+        rate = next(rates)
+            for group in parts.optimizer.param_groups:
+                group["lr"] = rate
 
     trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
     trainer.add_event_handler(
