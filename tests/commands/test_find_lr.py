@@ -75,8 +75,8 @@ def test_it_trains_as_the_run_would(find, tmp_path):
 
     def set_rate():
         rate = next(rates)
-            for group in parts.optimizer.param_groups:
-                group["lr"] = rate
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
 
     trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
     trainer.add_event_handler(
