@@ -122,11 +122,12 @@ def main() -> None:
     )
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows: list[list[str]] = []
+    whole: tuple[float, ...] = ()
     for name, variant in variants(base).items():
         if rows and arguments.only and name not in arguments.only:
             continue
         accuracies, seconds = zip(*(accuracy(variant, seed) for seed in seeds), strict=True)
-        whole = accuracies if not rows else whole
+        whole = whole or accuracies
         differences = [a - b for a, b in zip(accuracies, whole, strict=True)]
         model = variant.model()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
