@@ -175,3 +175,24 @@ def test_a_last_save_that_fails_ends_the_run_badly(tmp_path, monkeypatch):
 def test_every_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match="every"):
         Checkpointer({}, directory=tmp_path, every=0)
+
+
+def test_the_best_can_be_loaded_also_after_a_resume(tmp_path):
+    trainer, _, checkpointer = make(tmp_path, scores=(0.1, 0.9, 0.5, 0.2))
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=4)
+    _, model, resumed = make(tmp_path)
+    resumed.restore(resumed.load_newest())
+    for each in (checkpointer, resumed):
+        iteration, best = each.load_best()
+        assert iteration == 6
+        assert best["model"]["weight"].unique().tolist() == [6.0]
+    assert model.weight.unique().tolist() == [12.0]
+
+
+def test_without_a_score_there_is_no_best(tmp_path):
+    trainer, _, checkpointer = make(tmp_path, scores=(math.nan,))
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=1)
+    with pytest.raises(CheckpointError, match="no epoch has a score"):
+        checkpointer.load_best()

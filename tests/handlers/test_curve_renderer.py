@@ -96,3 +96,15 @@ def test_no_warning_on_a_single_epoch(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(tmp_path / "curves.png", epochs=1)
+
+
+def test_validation_has_panels_of_its_own():
+    rows = [
+        {name.replace("test_", "val_"): value for name, value in row(epoch).items()}
+        for epoch in (1, 2)
+    ]
+    axes = draw_curves(rows).axes
+    assert [panel.get_title(loc="left") for panel in axes[:4]] == [
+        "Training loss", "Validation loss", "Training accuracy", "Validation accuracy",
+    ]  # fmt: skip
+    assert axes[3].lines[0].get_ydata().tolist() == [0.12, 0.24]

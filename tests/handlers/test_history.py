@@ -158,3 +158,25 @@ def test_nan_is_kept():
     history = History(torch.optim.SGD([torch.zeros(1)], lr=0.1)).attach(trainer)
     trainer.run(range(2), max_epochs=1)
     assert math.isnan(history.rows[0]["train_loss"])
+
+
+def test_validation_has_columns_of_its_own(tmp_path):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluator = Engine(lambda engine, batch: 1.0), Engine(lambda engine, batch: None)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    evaluator.add_event_handler(
+        Events.COMPLETED, lambda: evaluator.state.metrics.update(loss=0.5, accuracy=0.25)
+    )
+    path = tmp_path / "history.csv"
+    History(optimizer, path=path, evaluated="val").attach(trainer, evaluator)
+    trainer.run(range(2), max_epochs=1)
+    header = path.read_text().splitlines()[0]
+    assert "val_loss,val_accuracy" in header
+    assert "test_" not in header
+    (row,) = read_csv(path)
+    assert (row["val_loss"], row["val_accuracy"]) == (0.5, 0.25)
+
+
+def test_anything_else_that_is_evaluated_is_refused():
+    with pytest.raises(ValueError, match="test or val, got 'dev'"):
+        History(torch.optim.SGD([torch.zeros(1)], lr=0.1), evaluated="dev")

@@ -94,8 +94,11 @@ def schedule(recipe: Recipe, parts: "Parts") -> str:
 
 def evaluation(parts: "Parts") -> str:
     """One batch through the evaluator."""
-    metrics = parts.evaluator.run(parts.test_batches, epoch_length=1).metrics
-    return f"untrained loss {metrics['loss']:.3f} on {metrics['count']} test images"
+    batches, name = parts.test_batches, "test"
+    if parts.val_batches:
+        batches, name = parts.val_batches, "validation"
+    metrics = parts.evaluator.run(batches, epoch_length=1).metrics
+    return f"untrained loss {metrics['loss']:.3f} on {metrics['count']} {name} images"
 
 
 def checkpoint(parts: "Parts") -> str:
