@@ -92,7 +92,8 @@ class ImageData:
         """
         # Checked before measured: the sums below need whole images, and at least one.
         checked = cls(name, classes, *train, *test, mean=(0, 0, 0), std=(1, 1, 1), sha256="")
-        return replace(checked, **_measure(train[0]), sha256=_sha256((*train, *test)))
+        mean, std = _statistics(train[0])
+        return replace(checked, mean=mean, std=std, sha256=_sha256((*train, *test)))
 
     def hold_out(self, fraction: float, seed: int) -> tuple["ImageData", Tensor, Tensor]:
         """Set a share of each class's training images aside, for validation.
@@ -128,14 +129,16 @@ class ImageData:
             raise DataError(f"{self.name}: {reason}") from None
         kept, held_out = torch.from_numpy(kept), torch.from_numpy(held_out)
         images, labels = self.train_images[kept], self.train_labels[kept]
-        rest = replace(self, train_images=images, train_labels=labels, **_measure(images))
+        mean, std = _statistics(images)
+        rest = replace(self, train_images=images, train_labels=labels, mean=mean, std=std)
         return rest, self.train_images[held_out], self.train_labels[held_out]
 
 
-def _measure(images: Tensor) -> dict[str, tuple[float, ...]]:
+def _statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel."""
-    means, stds = zip(*(_mean_and_std(channel) for channel in images.unbind(1)), strict=True)
-    return {"mean": means, "std": stds}
+    red, green, blue = (_mean_and_std(channel) for channel in images.unbind(1))
+    mean, std = zip(red, green, blue, strict=True)
+    return mean, std
 
 
 def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:

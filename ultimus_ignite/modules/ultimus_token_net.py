@@ -93,7 +93,8 @@ class TokenStage(nn.Module):
         x = x + self.convolution(x)
         tokens = _tokens(x)
         tokens = tokens + self.block(self.norm(tokens))
-        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        output: Tensor = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        return output
 
 
 class _Residual(nn.Module):
