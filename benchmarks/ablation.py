@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --data folder:DIR [--epochs 3] [--seeds 1,2,3] [--only NAME ...]
 
-Trains the recipe with one part taken away or replaced, from the same seeds, on the training images
-without a held-out tenth that judges them: the test set decides nothing. Mean accuracy on the
+Trains the recipe with one part taken away or replaced, from the same seeds, on nine tenths of the
+training images; the held-out tenth judges, the test set decides nothing. Mean accuracy on the
 held-out images in percent and, with its 95 % interval (Student's t), the mean difference to the
 whole recipe from the same seed; parameters, multiply-adds an image and seconds a run.
 
@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from report import print_environment, print_table
-from scipy.stats import t
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from ultimus_ignite import build
+from ultimus_ignite.commands.repeat import half_interval
 from ultimus_ignite.modules import UltimusTokenNet
 from ultimus_ignite.recipe import RECIPES, Recipe
 from ultimus_ignite.run import run
@@ -99,8 +100,7 @@ def interval(values: list[float]) -> str:
     text = f"{statistics.mean(values):+.2f}"
     if len(values) == 1:
         return text
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{text} ± {half:.2f}"
+    return f"{text} ± {half_interval(values):.2f}"
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows: list[list[str]] = []
     whole: tuple[float, ...] = ()
-    for name, variant in variants(base).items():
+    for name, variant in tqdm(variants(base).items(), leave=False, disable=None):
         if rows and arguments.only and name not in arguments.only:
             continue
         accuracies, seconds = zip(*(accuracy(variant, seed) for seed in seeds), strict=True)
@@ -142,7 +142,6 @@ def main() -> None:
                 f"{statistics.mean(seconds):.0f}",
             ]
         )
-        print(rows[-1], flush=True)
     header = ["", "held-out accuracy, %", "difference", "parameters", "million multiply-adds", "s"]
     print_table(header, rows)
     print_environment("pytorch-ignite")

@@ -83,16 +83,16 @@ class BatchLogger(Serializable):
         self._reset()
 
     def attach(
-        self, engine: Engine, evaluator: Engine | None = None, *, evaluated: str = "Test set"
+        self, engine: Engine, evaluator: Engine | None = None, *, dataset: str = "Test set"
     ) -> Self:
-        """Attach to a trainer and, for the line of what is evaluated, to the evaluator it runs."""
+        """Attach to a trainer and, for the line on a dataset, to the evaluator that measures it."""
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self.open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.close_epoch)
             engine.add_event_handler(Events.COMPLETED, self.close)
             if evaluator is not None:
-                evaluator.add_event_handler(Events.COMPLETED, self.report, evaluated)
+                evaluator.add_event_handler(Events.COMPLETED, self.report, dataset)
         return self
 
     def open(self, engine: Engine) -> None:
@@ -123,8 +123,8 @@ class BatchLogger(Serializable):
             self._display.end_bar(self._batches, self._description())
             self._epoch_is_open = False
 
-    def report(self, evaluator: Engine, evaluated: str = "Test set") -> None:
-        """Write one line from the metrics ``loss``, ``accuracy`` and ``count``."""
+    def report(self, evaluator: Engine, dataset: str = "Test set") -> None:
+        """Write the dataset's line from the metrics ``loss``, ``accuracy`` and ``count``."""
         self.close()
         metrics = evaluator.state.metrics
         parts = []
@@ -136,7 +136,7 @@ class BatchLogger(Serializable):
                 correct = round(metrics["accuracy"] * metrics["count"])
                 accuracy = f"{correct}/{metrics['count']} ({accuracy})"
             parts.append(f"Accuracy: {accuracy}")
-        self._display.line(f"\n{evaluated}: {', '.join(parts)}\n")
+        self._display.line(f"\n{dataset}: {', '.join(parts)}\n")
 
     def write(self, text: str) -> None:
         """Write a line of one's own, to the same places."""

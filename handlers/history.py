@@ -45,11 +45,10 @@ class History(Serializable):
     Args:
         optimizer: the rate is read from its first parameter group.
         path: where to write the rows after each epoch; not written when left out.
-        output_transform: turns ``engine.state.output`` into a mapping with ``loss`` (mean over the
-            batch) and, where known, ``correct`` and ``count``; a bare loss will do.
-
         evaluated: ``test`` or ``val``: what the evaluator measures, and how the columns of
             ``history.csv`` are called.
+        output_transform: turns ``engine.state.output`` into a mapping with ``loss`` (mean over the
+            batch) and, where known, ``correct`` and ``count``; a bare loss will do.
 
     Raises:
         ValueError: ``evaluated`` is none of the two.

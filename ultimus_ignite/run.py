@@ -97,9 +97,7 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     scheduler.attach(trainer)
     guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
-    logger.attach(
-        trainer, evaluator, evaluated="Validation set" if parts.val_batches else "Test set"
-    )
+    logger.attach(trainer, evaluator, dataset="Validation set" if parts.val_batches else "Test set")
     # EPOCH_COMPLETED
     batches = parts.val_batches or parts.test_batches
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches))
