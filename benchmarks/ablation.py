@@ -142,7 +142,14 @@ def main() -> None:
                 f"{statistics.mean(seconds):.0f}",
             ]
         )
-    header = ["", "held-out accuracy, %", "difference", "parameters", "million multiply-adds", "s"]
+    header = [
+        "",
+        "held-out accuracy, %",
+        "difference",
+        "parameters",
+        "million multiply-adds",
+        "seconds",
+    ]
     print_table(header, rows)
     print_environment("pytorch-ignite")
 

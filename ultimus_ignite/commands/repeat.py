@@ -71,8 +71,8 @@ def half_interval(values: Sequence[float]) -> float:
     """
     from scipy.stats import t
 
-    quantile = float(t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / len(values) ** 0.5
+    quantile = t.ppf(0.975, len(values) - 1)
+    return float(quantile * statistics.stdev(values) / len(values) ** 0.5)
 
 
 def table(accuracies: Mapping[int, float]) -> str:
