@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.outputs import read_output, read_values
+from ultimus_ignite.handlers.outputs import read_output, read_outputs
 
 BAR_INTERVAL = 0.1  # seconds between two redraws of a bar: tqdm's own mininterval
 LINE_INTERVAL = 30.0  # seconds between two plain lines where there is no terminal
@@ -30,8 +30,8 @@ class BatchLogger(Serializable):
 
         Test set: Average loss: 2.0312, Accuracy: 2345/10000 (23.45%)
 
-    Loss and accuracy are means over the samples of the epoch so far. They are summed on the device
-    and read only when the bar is drawn, so that no iteration waits for the device. In a terminal
+    Loss and accuracy are means over the samples of the epoch so far. An iteration's stay on the
+    device until the bar is drawn, so that no iteration waits for the device. In a terminal
     or a notebook there is one bar; elsewhere the bar's text is a plain line, every 30 s and at the
     end of each epoch. Only rank 0 writes. A reader that goes away (``| head``) does not end
     the run.
@@ -61,10 +61,11 @@ class BatchLogger(Serializable):
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
 
-    _loss: Any  # sum over samples: a tensor, unless the outputs are plain numbers
-    _correct: Any  # None where it is not known
+    _loss: float  # sum over the samples that were read
+    _correct: float | None  # None where it is not known
     _samples: int
     _batches: int
+    _unread: list[tuple[Any, Any, int]]  # (loss, correct, count) since the last reading
     _epoch_is_open: bool
     _state_dict_all_req_keys = ("rate", "loss", "correct", "samples", "batches")
 
@@ -104,10 +105,7 @@ class BatchLogger(Serializable):
         """Add this iteration to the sums; draw when the last drawing is old enough."""
         if not self._epoch_is_open:
             self._open_epoch(engine)
-        loss, correct, count = read_output(self.output_transform(engine.state.output))
-        self._loss += loss * count
-        self._correct = None if correct is None else self._correct + correct
-        self._samples += count
+        self._unread.append(read_output(self.output_transform(engine.state.output)))
         self._batches += 1
         if self._display.is_due():
             self._display.draw(self._batches, self._description())
@@ -144,11 +142,11 @@ class BatchLogger(Serializable):
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""
-        loss, correct = read_values([self._loss, self._correct])
+        self._read()
         return OrderedDict(
             rate=self._rate,
-            loss=loss,
-            correct=correct,
+            loss=self._loss,
+            correct=self._correct,
             samples=self._samples,
             batches=self._batches,
         )
@@ -163,6 +161,7 @@ class BatchLogger(Serializable):
     def _reset(self) -> None:
         self._loss = self._correct = 0.0
         self._samples = self._batches = 0
+        self._unread = []
         self._epoch_is_open = False
 
     def _open_epoch(self, engine: Engine) -> None:
@@ -173,12 +172,22 @@ class BatchLogger(Serializable):
         self._display.start_bar(self._batches, engine.state.epoch_length)
         self._epoch_is_open = True
 
+    def _read(self) -> None:
+        losses, correct, counts = read_outputs(self._unread)
+        # One after the other: the sum must not depend on when it was read.
+        for loss, count in zip(losses, counts, strict=True):
+            self._loss += loss * count
+        if self._unread:
+            self._correct = self._correct + sum(correct) if correct else None
+        self._samples += sum(counts)
+        self._unread = []
+
     def _description(self) -> str:
-        loss, *correct = read_values(
-            [self._loss] if self._correct is None else [self._loss, self._correct]
-        )
-        text = f"Batch_id={self._batches - 1} Loss={loss / self._samples:.5f}"
-        return f"{text} Accuracy={correct[0] / self._samples:.2%}" if correct else text
+        self._read()
+        text = f"Batch_id={self._batches - 1} Loss={self._loss / self._samples:.5f}"
+        if self._correct is None:
+            return text
+        return f"{text} Accuracy={self._correct / self._samples:.2%}"
 
 
 class _Display:

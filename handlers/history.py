@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.outputs import read_output, read_values
+from ultimus_ignite.handlers.outputs import read_output, read_outputs
 
 SPLITS = ("test", "val")
 Row = dict[str, float | None]
@@ -127,7 +127,7 @@ class History(Serializable):
 
     def record(self, engine: Engine) -> None:
         """Close the epoch's row and write ``history.csv``."""
-        losses, correct, counts = self._read_outputs()
+        losses, correct, counts = read_outputs(self._outputs)
         total = sum(counts)
         self.losses += losses
         self.rows.append(
@@ -151,7 +151,7 @@ class History(Serializable):
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, the unfinished epoch included, as plain numbers."""
-        losses, correct, counts = self._read_outputs()
+        losses, correct, counts = read_outputs(self._outputs)
         return OrderedDict(
             rows=[dict(row) for row in self.rows],
             rates=torch.tensor(self.rates, dtype=torch.float64),
@@ -177,12 +177,6 @@ class History(Serializable):
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._clock
-
-    def _read_outputs(self) -> tuple[list[float], list[float], list[int]]:
-        losses, correct, counts = zip(*self._outputs, strict=True) if self._outputs else ((),) * 3
-        known = [value for value in correct if value is not None]
-        values = read_values([*losses, *known])
-        return values[: len(losses)], values[len(losses) :], list(counts)
 
 
 def columns(evaluated: str = "test") -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class NonFiniteGuard:
     Under a `GradScaler`, which expects infinite gradients and skips them, only the loss counts.
 
     With ``max_loss_ratio`` the flag also goes up when 5 losses in a row are more than that many
-    times the median of the last 50.
+    times the median of the last 50, a median that is taken every fifth iteration.
 
     =======================  ===========
     Event                    Method
@@ -90,11 +90,12 @@ class NonFiniteGuard:
         self._is_fused = all(group.get("fused") for group in optimizer.param_groups)
         device = optimizer.param_groups[0]["params"][0].device
         self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
+        self._bad = torch.zeros((), device=device)  # iterations since then
         self._losses = torch.zeros(WINDOW, device=device)  # the last ones, in a ring
-        self._streak = torch.zeros((), device=device)  # losses in a row that are too high
+        self._limit = torch.zeros((), device=device)  # a loss above it is too high
+        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)  # the last were, a ring
         self._exploded = torch.zeros((), device=device)  # 1 from the first explosion on
         self._one = torch.ones((), device=device)
-        self._good = torch.zeros((), device=device)  # iterations that ended without one
         self._rates: list[float] = []  # of the iterations since the last reading
         self._first_unread = 1
         self._next_check = 0.0
@@ -111,9 +112,10 @@ class NonFiniteGuard:
     def reset(self, engine: Engine) -> None:
         """Begin with the flag down."""
         self._found.zero_()
-        self._good.zero_()
+        self._bad.zero_()
         self._losses.fill_(torch.inf)  # nothing is above the median until half of it is known
-        self._streak.zero_()
+        self._limit.fill_(torch.inf)
+        self._high.zero_()
         self._exploded.zero_()
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
@@ -135,6 +137,7 @@ class NonFiniteGuard:
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
+            self._bad.add_(self._found)
             self._rates.append(self._rate())
             self.check()
 
@@ -144,32 +147,35 @@ class NonFiniteGuard:
         loss = torch.as_tensor(loss, device=self._found.device)
         self._look_at([loss])
         if self.max_loss_ratio is not None:
-            is_high = loss > self._losses.median() * self.max_loss_ratio
-            self._streak.add_(1).mul_(is_high)
-            self._found.logical_or_(self._exploded.logical_or_(self._streak >= PATIENCE))
-            self._losses[engine.state.iteration % WINDOW] = loss
-        self._good.add_(self._one).sub_(self._found)
+            self._compare(loss, engine.state.iteration)
+        self._bad.add_(self._found)
         self._rates.append(self._rate())
         if time.monotonic() >= self._next_check:
             self.check()
 
     def check(self) -> None:
         """Read the flag, and end the run if it is up."""
-        flags = torch.stack([self._found, self._good, self._exploded])
-        found, good, exploded = flags.tolist()
-        if found:
+        bad, exploded = torch.stack([self._bad, self._exploded]).tolist()
+        if bad:
+            good = len(self._rates) - int(bad)
             what = "the loss or its gradient became NaN or infinite"
             if exploded:
                 what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
             raise NonFiniteError(
-                f"{what} at iteration {self._first_unread + int(good)}, "
-                f"rate {self._rates[int(good)]}: lower the learning rate or clip the gradients; "
+                f"{what} at iteration {self._first_unread + good}, "
+                f"rate {self._rates[good]}: lower the learning rate or clip the gradients; "
                 "the weights are still finite"
             )
-        self._good.zero_()
         self._first_unread += len(self._rates)
         self._rates.clear()
         self._next_check = time.monotonic() + CHECK_INTERVAL
+
+    def _compare(self, loss: Tensor, iteration: int) -> None:
+        if iteration % PATIENCE == 0:
+            torch.mul(self._losses.median(), self.max_loss_ratio, out=self._limit)
+        self._high[iteration % PATIENCE].copy_(loss > self._limit)
+        self._found.logical_or_(self._exploded.logical_or_(self._high.all()))
+        self._losses[iteration % WINDOW].copy_(loss)
 
     def _look_at(self, tensors: list[Tensor]) -> None:
         # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.

@@ -31,6 +31,24 @@ def read_output(output: Any) -> tuple[Any, Any, int]:
     return (loss.detach() if isinstance(loss, Tensor) else loss), correct, count
 
 
+def read_outputs(
+    outputs: Sequence[tuple[Any, Any, int]],
+) -> tuple[list[float], list[float], list[int]]:
+    """Many results of `read_output` as losses, correct and counts, in one transfer.
+
+    Returns:
+        ``correct`` is empty where it is not known.
+
+    Example:
+        >>> read_outputs([(torch.tensor(0.5), torch.tensor(3), 4), (torch.tensor(0.25), 4, 4)])
+        ([0.5, 0.25], [3.0, 4], [4, 4])
+    """
+    losses, correct, counts = zip(*outputs, strict=True) if outputs else ((),) * 3
+    known = [value for value in correct if value is not None]
+    values = read_values([*losses, *known])
+    return values[: len(losses)], values[len(losses) :], list(counts)
+
+
 def read_values(values: Sequence[Any]) -> list[float]:
     """Numbers and 0-d tensors as plain numbers; the tensors in one transfer from their device.
 
