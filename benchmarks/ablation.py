@@ -40,16 +40,20 @@ class Nothing(nn.Module):
         return torch.zeros_like(x)
 
 
-def without(name: str) -> Callable[[], nn.Module]:
-    """The model whose stages lack a part."""
+def without_attention(num_classes: int = 10) -> nn.Module:
+    """The model whose stages are convolutions alone."""
+    model = UltimusTokenNet(num_classes=num_classes)
+    for attention in model.stages[1::2]:
+        attention.block = Nothing()
+    return model
 
-    def create(num_classes: int = 10) -> nn.Module:
-        model = UltimusTokenNet(num_classes=num_classes)
-        for stage in model.stages:
-            setattr(stage, name, Nothing())
-        return model
 
-    return create
+def without_convolutions(num_classes: int = 10) -> nn.Module:
+    """The model whose stages are attention alone."""
+    model = UltimusTokenNet(num_classes=num_classes)
+    for residual in model.stages[0::2]:
+        residual.inner = Nothing()
+    return model
 
 
 def with_relu(num_classes: int = 10) -> nn.Module:
@@ -74,8 +78,8 @@ def variants(base: Recipe) -> dict[str, Variant]:
     """The whole recipe first, then one change each."""
     return {
         "the whole recipe": Variant(base),
-        "without attention": Variant(base, without("block")),
-        "without the stages' convolutions": Variant(base, without("convolution")),
+        "without attention": Variant(base, without_attention),
+        "without the stages' convolutions": Variant(base, without_convolutions),
         "ReLU for SiLU": Variant(base, with_relu),
         "half the rate": Variant(replace(base, max_lr=base.max_lr / 2)),
         "with cutout": Variant(replace(base, cutout=0.5)),

@@ -59,9 +59,12 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
         return parts
 
     build, run_module.build = run_module.build, build_and_mark
-    with contextlib.suppress(SystemExit), tempfile.TemporaryDirectory() as folder:
-        with RunDirectory(folder).open() as directory:
-            run_module.run(flags, directory)
+    with (
+        contextlib.suppress(SystemExit),
+        tempfile.TemporaryDirectory() as folder,
+        RunDirectory(folder).open() as directory,
+    ):
+        run_module.run(flags, directory)
     print(json.dumps(marks))
 
 

@@ -62,7 +62,7 @@ class BatchLogger(Serializable):
     """
 
     _loss: float  # sum over the samples that were read
-    _correct: float | None  # None where it is not known
+    _correct: Any  # a sum, too; None where it is not known
     _samples: int
     _batches: int
     _unread: list[tuple[Any, Any, int]]  # (loss, correct, count) since the last reading

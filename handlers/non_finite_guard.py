@@ -147,7 +147,7 @@ class NonFiniteGuard:
         loss = torch.as_tensor(loss, device=self._found.device)
         self._look_at([loss])
         if self.max_loss_ratio is not None:
-            self._compare(loss, engine.state.iteration)
+            self._compare(loss, engine.state.iteration, self.max_loss_ratio)
         self._bad.add_(self._found)
         self._rates.append(self._rate())
         if time.monotonic() >= self._next_check:
@@ -170,9 +170,9 @@ class NonFiniteGuard:
         self._rates.clear()
         self._next_check = time.monotonic() + CHECK_INTERVAL
 
-    def _compare(self, loss: Tensor, iteration: int) -> None:
+    def _compare(self, loss: Tensor, iteration: int, ratio: float) -> None:
         if iteration % PATIENCE == 0:
-            torch.mul(self._losses.median(), self.max_loss_ratio, out=self._limit)
+            torch.mul(self._losses.median(), ratio, out=self._limit)
         self._high[iteration % PATIENCE].copy_(loss > self._limit)
         self._found.logical_or_(self._exploded.logical_or_(self._high.all()))
         self._losses[iteration % WINDOW].copy_(loss)

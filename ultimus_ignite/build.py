@@ -1,5 +1,6 @@
 """From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +16,14 @@ from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
 from ultimus_ignite.handlers import OneCycleScheduler
-from ultimus_ignite.modules import UltimusNet, UltimusTokenNet
+from ultimus_ignite.modules import UltimusNet, UltimusTokenNet, UltimusTokenNetLarge
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "UltimusNet": UltimusNet,
     "UltimusTokenNet": UltimusTokenNet,
-    "UltimusTokenNetLarge": partial(
-        UltimusTokenNet, widths=(32, 64, 128), key_dim=32, separable=False
-    ),
+    "UltimusTokenNetLarge": UltimusTokenNetLarge,
 }
 
 
@@ -86,8 +85,24 @@ def build(recipe: Recipe) -> Parts:
         create_evaluator(model, device=device, autocast_dtype=dtype, mirror=recipe.mirror)
         for _ in range(2)
     )
-    batches = create_batches(recipe, data, device)
-    return Parts(device, data, model, optimizer, scaler, trainer, evaluator, tester, *batches)
+    stream, test_batches, val_batches = create_batches(recipe, data, device)
+    if isinstance(model, UltimusTokenNetLarge):
+        # A thousand images from everywhere: a folder's come class by class.
+        some = stream.images[:: math.ceil(len(stream.images) / 1000)]
+        model.whiten(stream.augment.normalize(some))
+    return Parts(
+        device,
+        data,
+        model,
+        optimizer,
+        scaler,
+        trainer,
+        evaluator,
+        tester,
+        stream,
+        test_batches,
+        val_batches,
+    )
 
 
 def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:

@@ -25,7 +25,7 @@ class Recipe:
     """
 
     model: Literal["UltimusNet", "UltimusTokenNet", "UltimusTokenNetLarge"] = "UltimusNet"
-    """Class in ultimus_ignite.modules; Large is UltimusTokenNet, wider and with dense kernels."""
+    """Class in ultimus_ignite.modules."""
     data: str = "auto"
     """cifar10, cifar100, digits, folder:DIR, or auto: cifar10 if it can be had, else digits."""
     data_dir: str = "~/.cache/ultimus-ignite"
@@ -112,11 +112,11 @@ RECIPES: dict[RecipeName, Recipe] = {
     "tokens": Recipe(model="UltimusTokenNet", batch_size=256, max_lr=0.03, cutout=0.0),
     "large": Recipe(
         model="UltimusTokenNetLarge",
-        batch_size=256,
-        max_lr=0.01,
+        epochs=16,
+        max_lr=0.006,
         weight_decay=0.05,
-        label_smoothing=0.1,
-        crop_padding=4,
+        label_smoothing=0.2,
+        cutout=0.0,
         precision="bfloat16",
         mirror=True,
     ),

@@ -29,8 +29,6 @@ class UltimusTokenNet(nn.Module):
         num_classes: number of logits.
         widths: channels at each resolution; the last is the D of the blocks.
         key_dim: key dimensions of each block.
-        separable: False makes every convolution a dense one, for accuracy where parameters are
-            not counted.
 
     Shape:
         ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 4.
@@ -49,21 +47,22 @@ class UltimusTokenNet(nn.Module):
         num_classes: int = 10,
         widths: tuple[int, int, int] = (16, 32, 48),
         key_dim: int = 8,
-        separable: bool = True,
     ) -> None:
         super().__init__()
         first, second, dim = widths
-        convolution = _separable if separable else _dense
         self.stem = nn.Sequential(
-            _dense(3, first),
-            convolution(first, second, stride=2),
-            _Residual(convolution(second, second)),
-            _Residual(convolution(second, second)),
-            convolution(second, dim, stride=2),
+            nn.Conv2d(3, first, 3, padding=1, bias=False),
+            nn.BatchNorm2d(first),
+            nn.SiLU(),
+            _separable(first, second, stride=2),
+            Residual(_separable(second, second)),
+            Residual(_separable(second, second)),
+            _separable(second, dim, stride=2),
         )
-        self.stages = nn.Sequential(
-            *(TokenStage(convolution(dim, dim), dim, key_dim) for _ in range(4))
-        )
+        self.stages = nn.Sequential()
+        for _ in range(4):
+            self.stages.append(Residual(_separable(dim, dim)))
+            self.stages.append(TokenAttention(dim, key_dim))
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Linear(dim, num_classes)
 
@@ -76,28 +75,28 @@ class UltimusTokenNet(nn.Module):
         return logits
 
 
-class TokenStage(nn.Module):
-    """A residual convolution between neighbours, then residual attention between all tokens.
+class TokenAttention(nn.Module):
+    """Residual attention between all positions of a feature map: ``x + block(LayerNorm(x))``.
 
     Shape:
         ``(B, D, H, W) -> (B, D, H, W)``
     """
 
-    def __init__(self, convolution: nn.Module, dim: int, key_dim: int) -> None:
+    def __init__(self, dim: int, key_dim: int) -> None:
         super().__init__()
-        self.convolution = convolution
         self.norm = nn.LayerNorm(dim)
         self.block = UltimusBlock(dim, key_dim, over="tokens")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.convolution(x)
         tokens = _tokens(x)
         tokens = tokens + self.block(self.norm(tokens))
         output: Tensor = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         return output
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """``x + inner(x)``"""
+
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
@@ -105,14 +104,6 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = x + self.inner(x)
         return output
-
-
-def _dense(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(out),
-        nn.SiLU(),
-    )
 
 
 def _separable(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
