@@ -1,6 +1,6 @@
-"""Claim: each part of `tokens` earns its place.
+"""What each part of `tokens` or of `large` adds.
 
-    python benchmarks/ablation.py --data folder:DIR [--epochs 3] [--seeds 1,2,3] [--only NAME ...]
+    python benchmarks/ablation.py --data folder:DIR [--recipe tokens] [--epochs 3] [--seeds 1,2,3]
 
 Trains the recipe with one part taken away or replaced, from the same seeds, on nine tenths of the
 training images; the held-out tenth judges, the test set decides nothing. Mean accuracy on the
@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from ultimus_ignite import build
 from ultimus_ignite.commands.repeat import half_interval
-from ultimus_ignite.modules import UltimusTokenNet
+from ultimus_ignite.modules import UltimusTokenNet, UltimusTokenNetLarge
+from ultimus_ignite.modules.ultimus_token_net import TokenAttention
 from ultimus_ignite.recipe import RECIPES, Recipe
 from ultimus_ignite.run import run
 from ultimus_ignite.run_directory import RunDirectory
@@ -40,30 +41,47 @@ class Nothing(nn.Module):
         return torch.zeros_like(x)
 
 
-def without_attention(num_classes: int = 10) -> nn.Module:
-    """The model whose stages are convolutions alone."""
-    model = UltimusTokenNet(num_classes=num_classes)
-    for attention in model.stages[1::2]:
-        attention.block = Nothing()
-    return model
+Create = Callable[..., nn.Module]
 
 
-def without_convolutions(num_classes: int = 10) -> nn.Module:
-    """The model whose stages are attention alone."""
-    model = UltimusTokenNet(num_classes=num_classes)
-    for residual in model.stages[0::2]:
-        residual.inner = Nothing()
-    return model
+def changed(create: Create, change: Callable[[nn.Module], None]) -> Create:
+    """The model with a change to each of its modules."""
+
+    def create_and_change(num_classes: int = 10) -> nn.Module:
+        model = create(num_classes=num_classes)
+        for module in [*model.modules()]:
+            change(module)
+        return model
+
+    return create_and_change
 
 
-def with_relu(num_classes: int = 10) -> nn.Module:
-    """The model with the activation of most convolutional networks."""
-    model = UltimusTokenNet(num_classes=num_classes)
-    for module in [*model.modules()]:
-        for name, child in module.named_children():
-            if isinstance(child, nn.SiLU):
-                setattr(module, name, nn.ReLU())
-    return model
+def remove_attention(module: nn.Module) -> None:
+    if isinstance(module, TokenAttention):
+        module.block = Nothing()
+
+
+def remove_stage_convolutions(module: nn.Module) -> None:
+    if isinstance(module, UltimusTokenNet):
+        for residual in module.stages[0::2]:
+            residual.inner = Nothing()
+
+
+def replace_silu(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.SiLU):
+            setattr(module, name, nn.ReLU())
+
+
+def start_at_random(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+        module.reset_parameters()
+
+
+def learn_patches(module: nn.Module) -> None:
+    if isinstance(module, UltimusTokenNetLarge):
+        module.patches.requires_grad_(True)
+        module.whiten = lambda images: None
 
 
 @dataclass(frozen=True)
@@ -71,24 +89,44 @@ class Variant:
     """What is trained instead."""
 
     recipe: Recipe
-    model: Callable[..., nn.Module] = UltimusTokenNet
+    model: Create
 
 
-def variants(base: Recipe) -> dict[str, Variant]:
+def tokens_variants(base: Recipe) -> dict[str, Variant]:
     """The whole recipe first, then one change each."""
+    whole = UltimusTokenNet
     return {
-        "the whole recipe": Variant(base),
-        "without attention": Variant(base, without_attention),
-        "without the stages' convolutions": Variant(base, without_convolutions),
-        "ReLU for SiLU": Variant(base, with_relu),
-        "half the rate": Variant(replace(base, max_lr=base.max_lr / 2)),
-        "with cutout": Variant(replace(base, cutout=0.5)),
+        "the whole recipe": Variant(base, whole),
+        "without attention": Variant(base, changed(whole, remove_attention)),
+        "without the stages' convolutions": Variant(
+            base, changed(whole, remove_stage_convolutions)
+        ),
+        "ReLU for SiLU": Variant(base, changed(whole, replace_silu)),
+        "half the rate": Variant(replace(base, max_lr=base.max_lr / 2), whole),
+        "with cutout": Variant(replace(base, cutout=0.5), whole),
     }
+
+
+def large_variants(base: Recipe) -> dict[str, Variant]:
+    """The whole recipe first, then one change each."""
+    whole = UltimusTokenNetLarge
+    return {
+        "the whole recipe": Variant(base, whole),
+        "without attention": Variant(base, changed(whole, remove_attention)),
+        "learned patches for whitened ones": Variant(base, changed(whole, learn_patches)),
+        "random kernels to start from": Variant(base, changed(whole, start_at_random)),
+        "without label smoothing": Variant(replace(base, label_smoothing=0.0), whole),
+        "without weight decay": Variant(replace(base, weight_decay=0.0), whole),
+        "without the mirror image": Variant(replace(base, mirror=False), whole),
+    }
+
+
+VARIANTS = {"tokens": tokens_variants, "large": large_variants}
 
 
 def accuracy(variant: Variant, seed: int) -> tuple[float, float]:
     """Held-out accuracy in percent after the last epoch, and seconds."""
-    build.MODELS["UltimusTokenNet"] = variant.model
+    build.MODELS[variant.recipe.model] = variant.model
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -111,14 +149,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--data-dir", default=Recipe().data_dir)
+    parser.add_argument("--recipe", choices=VARIANTS, default="tokens")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument(
-        "--only", nargs="*", help="variants besides the whole recipe; all when left out"
-    )
     arguments = parser.parse_args()
     base = replace(
-        RECIPES["tokens"],
+        RECIPES[arguments.recipe],
         data=arguments.data,
         data_dir=arguments.data_dir,
         epochs=arguments.epochs,
@@ -127,9 +163,7 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows: list[list[str]] = []
     whole: tuple[float, ...] = ()
-    for name, variant in tqdm(variants(base).items(), leave=False, disable=None):
-        if rows and arguments.only and name not in arguments.only:
-            continue
+    for name, variant in tqdm(VARIANTS[arguments.recipe](base).items(), leave=False, disable=None):
         accuracies, seconds = zip(*(accuracy(variant, seed) for seed in seeds), strict=True)
         whole = whole or accuracies
         differences = [a - b for a, b in zip(accuracies, whole, strict=True)]
