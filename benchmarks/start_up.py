@@ -70,7 +70,10 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--started"]:
-        return first_iteration(float(sys.argv[2]), sys.argv[3:])
+        from ultimus_ignite.cli import call
+
+        started = float(sys.argv[2])
+        sys.exit(call(lambda _, argv: first_iteration(started, argv), "", sys.argv[3:]))
     rounds = []
     for _ in tqdm(range(ROUNDS + 1), desc="rounds", leave=False, disable=None):
         command = [sys.executable, __file__, "--started", repr(time.time()), *sys.argv[1:]]

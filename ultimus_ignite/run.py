@@ -71,16 +71,10 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     history = History(
         optimizer, path=directory.history, evaluated="val" if parts.val_batches else "test"
     )
+    to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "scaler": parts.scaler}
+    to_save |= {"scheduler": scheduler, "logger": logger, "history": history}
     checkpointer = Checkpointer(
-        {
-            "trainer": trainer,
-            "model": model,
-            "optimizer": optimizer,
-            "scaler": parts.scaler,
-            "scheduler": scheduler,
-            "logger": logger,
-            "history": history,
-        },
+        to_save,
         directory=directory.checkpoints,
         every=recipe.checkpoint_every,
         score_function=lambda _: evaluator.state.metrics["accuracy"],
@@ -120,18 +114,24 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
 
     closing = contextlib.closing
     with tensorboard, directory.reporting(ENDINGS), closing(logger), closing(stop):
-        total_iterations = recipe.epochs * parts.stream.epoch_length
-        if trainer.state.iteration == total_iterations:
-            trainer.fire_event(Events.COMPLETED)  # all that a kill left to do
-        else:
-            stream = parts.stream.starting_at(trainer.state.iteration)
-            epoch_length = parts.stream.epoch_length
-            trainer.run(stream, max_epochs=recipe.epochs, epoch_length=epoch_length)
-        if stop.received and trainer.state.iteration < total_iterations:
+        finished = _train(parts, recipe.epochs)
+        if stop.received and not finished:
             raise Interrupted(stop.received)
         directory.note(**_test(parts, history, checkpointer, logger))
         write_atomically(directory.model, save(model.state_dict()))
     return history
+
+
+def _train(parts: Parts, epochs: int) -> bool:
+    """Run the trainer from where it stands; whether it came to the end."""
+    trainer, stream = parts.trainer, parts.stream
+    total_iterations = epochs * stream.epoch_length
+    if trainer.state.iteration == total_iterations:
+        trainer.fire_event(Events.COMPLETED)  # all that a kill left to do
+    else:
+        rest = stream.starting_at(trainer.state.iteration)
+        trainer.run(rest, max_epochs=epochs, epoch_length=stream.epoch_length)
+    return trainer.state.iteration >= total_iterations
 
 
 def _test(
