@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -180,6 +181,7 @@ def main() -> None:
                 f"{statistics.mean(seconds):.0f}",
             ]
         )
+        tqdm.write(" | ".join(rows[-1]), file=sys.stderr)  # an hour's work is not to be lost
     header = [
         "",
         "held-out accuracy, %",
