@@ -102,7 +102,7 @@ class BatchLogger(Serializable):
             self._reset()
 
     def update(self, engine: Engine) -> None:
-        """Add this iteration to the sums; draw when the last drawing is old enough."""
+        """Keep this iteration's output; read and draw when the last drawing is old enough."""
         if not self._epoch_is_open:
             self._open_epoch(engine)
         self._unread.append(read_output(self.output_transform(engine.state.output)))
