@@ -30,7 +30,7 @@ class BatchLogger(Serializable):
 
         Test set: Average loss: 2.0312, Accuracy: 2345/10000 (23.45%)
 
-    Loss and accuracy are means over the samples of the epoch so far. An iteration's stay on the
+    Loss and accuracy are means over the samples of the epoch so far. The outputs stay on the
     device until the bar is drawn, so that no iteration waits for the device. In a terminal
     or a notebook there is one bar; elsewhere the bar's text is a plain line, every 30 s and at the
     end of each epoch. Only rank 0 writes. A reader that goes away (``| head``) does not end

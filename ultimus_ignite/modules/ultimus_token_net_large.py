@@ -68,9 +68,10 @@ class UltimusTokenNetLarge(nn.Module):
         """Set the patches' kernels to the principal components of ``images``, at variance 1.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised as those of the training; some thousands will do.
+            images: ``(B, 3, H, W)``, normalised as those of the training; a thousand will do.
         """
-        patches = F.unfold(images, PATCH).transpose(1, 2).flatten(0, 1).double()  # (.., 12)
+        # On the CPU: not every device has doubles or eigenvectors.
+        patches = F.unfold(images.cpu(), PATCH).transpose(1, 2).flatten(0, 1).double()  # (.., 12)
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         kernels = (components / (variances + WHITENING_EPS).sqrt()).T.reshape(-1, 3, PATCH, PATCH)
         self.patches.weight.copy_(torch.cat([kernels, -kernels]))
