@@ -28,7 +28,9 @@ def read_output(output: Any) -> tuple[Any, Any, int]:
         loss, correct, count = output["loss"], output.get("correct"), output.get("count", 1)
     else:
         loss, correct, count = output, None, 1
-    return (loss.detach() if isinstance(loss, Tensor) else loss), correct, count
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        loss = loss.detach()
+    return loss, correct, count
 
 
 def read_outputs(
@@ -42,24 +44,24 @@ def read_outputs(
     Example:
         >>> read_outputs([(torch.tensor(0.5), torch.tensor(3), 4), (torch.tensor(0.25), 4, 4)])
         ([0.5, 0.25], [3.0, 4], [4, 4])
+        >>> read_outputs([(torch.tensor(0.5, dtype=torch.float16), torch.tensor(2049), 4096)])
+        ([0.5], [2049.0], [4096])
     """
     losses, correct, counts = zip(*outputs, strict=True) if outputs else ((),) * 3
-    known = [value for value in correct if value is not None]
-    values = read_values([*losses, *known])
-    return values[: len(losses)], values[len(losses) :], list(counts)
+    losses_read, correct_read = _read(losses, [value for value in correct if value is not None])
+    return losses_read, correct_read, list(counts)
 
 
-def read_values(values: Sequence[Any]) -> list[float]:
-    """Numbers and 0-d tensors as plain numbers; the tensors in one transfer from their device.
-
-    Example:
-        >>> read_values([torch.tensor(0.5), 1.0, torch.tensor(2.0)])
-        [0.5, 1.0, 2.0]
-        >>> read_values([torch.tensor(0.5, dtype=torch.float16), torch.tensor(2049)])
-        [0.5, 2049.0]
-    """
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    # A count beside a float16 loss must not become one: integers take part as float32.
-    tensors = [x if x.is_floating_point() else x.float() for x in tensors]
-    read = iter(torch.stack(tensors).tolist() if tensors else ())
-    return [next(read) if isinstance(value, Tensor) else value for value in values]
+def _read(*columns: Sequence[Any]) -> list[list[float]]:
+    """Numbers and 0-d tensors as plain numbers; all tensors in one transfer from their device."""
+    tensors = [[value for value in column if isinstance(value, Tensor)] for column in columns]
+    # A column is stacked alone, as tensors of one dtype are four times faster to stack.
+    stacks = [torch.stack(column) for column in tensors if column]
+    if stacks:
+        # A count beside a float16 loss must not become one: this makes them float32.
+        stacks.append(torch.empty(0, device=stacks[0].device))
+    read = iter(torch.cat(stacks).tolist() if stacks else ())
+    return [
+        [next(read) if isinstance(value, Tensor) else value for value in column]
+        for column in columns
+    ]

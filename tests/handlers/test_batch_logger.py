@@ -6,8 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from ultimus_ignite.handlers import BatchLogger
-from ultimus_ignite.handlers import batch_logger as module
+from ultimus_ignite.handlers import BatchLogger, display
 
 SEED_BAR = re.compile(
     r"Batch_id=97 Loss=\d+\.\d{5} Accuracy=\d+\.\d{2}%: 100%\|█{10}\| 98/98 "
@@ -80,7 +79,7 @@ def test_a_bare_loss_will_do():
 
 def test_a_terminal_has_one_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(module, "BAR_INTERVAL", 0.0)
+    monkeypatch.setattr(display, "BAR_INTERVAL", 0.0)
     file = Terminal()
     train(file, epochs=1, length=20)
     drawings = [text for text in file.getvalue().split("\r") if "Batch_id" in text]
@@ -99,7 +98,7 @@ def test_without_a_terminal_no_control_characters_and_a_line_an_epoch(monkeypatc
 
 
 def test_a_long_epoch_gives_a_line_every_interval(monkeypatch):
-    monkeypatch.setattr(module, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(display, "LINE_INTERVAL", 0.0)
     file = io.StringIO()
     train(file, epochs=1, length=5)
     assert [f"Batch_id={i} " in file.getvalue() for i in range(5)] == [True] * 5

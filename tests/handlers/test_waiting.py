@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultimus_ignite import handlers
 from ultimus_ignite.engines import create_trainer
-from ultimus_ignite.handlers import batch_logger, non_finite_guard
+from ultimus_ignite.handlers import display, non_finite_guard
 
 EPOCHS, EPOCH_LENGTH = 2, 100
 
@@ -52,9 +52,9 @@ def stack(tmp_path, monkeypatch):
     handlers.History(optimizer, path=tmp_path / "history.csv").attach(trainer)
     monkeypatch.setattr(non_finite_guard, "CHECK_INTERVAL", 1e9)
     redraws = []
-    draw = batch_logger._Display.draw
+    draw = display.Display.draw
     monkeypatch.setattr(
-        batch_logger._Display, "draw", lambda *args: (redraws.append(args), draw(*args))[1]
+        display.Display, "draw", lambda *args: (redraws.append(args), draw(*args))[1]
     )
     return trainer, redraws
 
@@ -69,7 +69,7 @@ def run(trainer, monkeypatch):
 
 def test_between_two_redraws_nothing_is_read(stack, monkeypatch):
     trainer, redraws = stack
-    monkeypatch.setattr(batch_logger, "BAR_INTERVAL", 1e9)
+    monkeypatch.setattr(display, "BAR_INTERVAL", 1e9)
     count = run(trainer, monkeypatch)
     assert len(redraws) == EPOCHS  # the finished bar of each
     # A redraw is one reading; so is the history of an epoch, and the guard's look before a save.
@@ -78,7 +78,7 @@ def test_between_two_redraws_nothing_is_read(stack, monkeypatch):
 
 def test_a_redraw_is_one_reading(stack, monkeypatch):
     trainer, redraws = stack
-    monkeypatch.setattr(batch_logger, "BAR_INTERVAL", 0.0)
+    monkeypatch.setattr(display, "BAR_INTERVAL", 0.0)
     count = run(trainer, monkeypatch)
     assert len(redraws) == EPOCHS * (EPOCH_LENGTH + 1)
     # The finished bar shows what the last iteration's did: nothing is left to read.

@@ -60,7 +60,10 @@ class UltimusBlock(nn.Module):
             # times as long on a CPU (256 x 64 tokens, forward and backward).
             z = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         else:
-            scores = q.unsqueeze(-1) * k.unsqueeze(-2)  # (..., K, K)
-            z = (v.unsqueeze(-2) @ scores.softmax(dim=-2)).squeeze(-2)
+            # The small K x K in front and the many vectors last, where the processor takes 16 at a
+            # time: half the time of a batched product of (1, K) with (K, K).
+            q, k, v = (x.movedim(-1, 0).contiguous() for x in (q, k, v))  # (K, ...)
+            attention = (q.unsqueeze(1) * k.unsqueeze(0)).softmax(dim=0)  # (K, K, ...)
+            z = (v.unsqueeze(1) * attention).sum(dim=0).movedim(0, -1)
         output: Tensor = self.out(z)
         return output

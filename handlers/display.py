@@ -1,0 +1,91 @@
+"""Where `BatchLogger` writes: a bar or plain lines, and a file."""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+
+BAR_INTERVAL = 0.1  # seconds between two redraws of a bar: tqdm's own mininterval
+LINE_INTERVAL = 30.0  # seconds between two plain lines where there is no terminal
+
+
+class Display:
+    """One bar in a terminal or notebook, plain lines elsewhere, and a copy of the lines on disk."""
+
+    def __init__(self, file: TextIO | None, log_path: Path | None) -> None:
+        self._file = file
+        self._log_path = log_path
+        self._bar: Any = None
+        self._total: Any = None  # batches of the epoch, None where it is not known
+
+    @property
+    def file(self) -> TextIO | None:
+        return self._file or sys.stdout  # None where the process was started without one
+
+    def line(self, text: str) -> None:
+        self._print(text)
+        self._append(text)
+
+    def start_bar(self, done: int, total: int | None) -> None:
+        self._done, self._total = done, total
+        self._started = time.monotonic()
+        if _shows_bars(self.file):
+            self._bar = tqdm(total=total, initial=done, file=self.file)
+        self._interval = LINE_INTERVAL if self._bar is None else BAR_INTERVAL
+        self._due = self._started + self._interval
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def draw(self, batches: int, description: str) -> None:
+        if self._bar is None:
+            self._print(self._meter(batches, description))
+        else:
+            self._bar.n = batches
+            self._bar.set_description_str(description)  # redraws
+        self._due = time.monotonic() + self._interval
+
+    def end_bar(self, batches: int, description: str) -> None:
+        text = self._meter(batches, description)
+        if self._bar is None:
+            self._print(text)
+        else:
+            self.draw(batches, description)
+            self._bar.close()
+            self._bar = None
+        self._append(text)
+
+    def _meter(self, batches: int, description: str) -> str:
+        encoding = getattr(self.file, "encoding", None) or "utf-8"
+        meter: str = tqdm.format_meter(
+            batches,
+            self._total,
+            time.monotonic() - self._started,
+            initial=self._done,
+            prefix=description,
+            ascii=not encoding.lower().startswith("utf"),
+        )
+        return meter
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end the training
+            print(text, file=self.file, flush=True)
+
+    def _append(self, text: str) -> None:
+        if self._log_path is not None:
+            # Nor must a full disk: what is written here stands in the history too.
+            with contextlib.suppress(OSError), self._log_path.open("a", encoding="utf-8") as log:
+                print(text, file=log)
+
+
+def _shows_bars(file: TextIO | None) -> bool:
+    if "ipykernel.zmqshell" in sys.modules:
+        return True  # a notebook draws a widget
+    try:
+        return file is not None and file.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
