@@ -1,6 +1,7 @@
 """From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -119,11 +120,10 @@ def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimize
     Biases and norms do not decay: a norm's scale is what lets the weights before it shrink.
     Without decay this is Adam.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    by_decay = defaultdict(list)  # without decay a single group, which is a single kernel
+    for parameter in model.parameters():
+        by_decay[weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
+    groups = [{"params": same, "weight_decay": decay} for decay, same in by_decay.items()]
     return torch.optim.AdamW(groups, fused=True)  # the scheduler sets the rate
 
 
