@@ -8,7 +8,7 @@ Microseconds an iteration on one thread. Every contestant trains the same linear
 the seed's loop apart, saves a checkpoint every epoch. The bars are drawn, to a terminal that shows
 nothing. "Over bare" is what is left after the step itself.
 
-Median of interleaved rounds. Hardware, versions and results: to be measured.
+Median of interleaved rounds. Hardware, versions and results: README, "Measured".
 """
 
 import argparse
@@ -214,8 +214,8 @@ def microseconds(train: Callable[[Task], None], epochs: int, epoch_length: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--epoch-length", type=int, default=2000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

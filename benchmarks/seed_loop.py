@@ -12,7 +12,7 @@ checkpoints, history and curves, over the number of its training iterations. `hi
 which part of it is training and evaluation. The recipe is `classic`, which leaves the seed's grey
 out; give `--grey 0.5` for the seed's.
 
-Median of interleaved rounds. Hardware, versions and results: to be measured.
+Median of interleaved rounds. Hardware, versions and results: README, "Measured".
 """
 
 import argparse

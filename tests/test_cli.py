@@ -1,5 +1,6 @@
 """The commands as a user meets them, in processes of their own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,15 @@ def finished(tmp_path_factory):
     answer = call("train-cifar", "--data", "digits", "--epochs", 2, "--out", out, cwd=out.parent)
     assert answer.returncode == 0, answer.stderr
     return out, answer
+
+
+def test_a_reader_that_leaves_hears_no_complaint():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, BIN / "train-cifar", "--help"]
+    answer = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert answer.stderr == ""
 
 
 def test_a_run_leaves_what_the_design_promises(finished):

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,9 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         command(prog, argv)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # the reader has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return ExitCode.INTERNAL
     except Exception as error:
         if is_out_of_memory(error):
             error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
