@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from ultimus_ignite.data.image_data import IMAGE_SHAPE, DataError, ImageData
 from ultimus_ignite.data.scratch import scratch_folder
@@ -112,7 +113,8 @@ def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
     images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
     # No thread pool: on images this small Pillow holds the interpreter lock, and two threads
     # were slower than one.
-    for index, path in enumerate(paths):
+    bar = tqdm(paths, desc="decoding", unit=" images", leave=False, disable=None)
+    for index, path in enumerate(bar):
         images[index] = _decode(path).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor(labels)
 
