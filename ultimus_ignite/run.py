@@ -161,8 +161,8 @@ def _first_line(recipe: Recipe, parts: Parts) -> str:
     line = f"data: {data.name}, {counts} of {len(data.classes)} classes"
     if recipe.data == "auto" and data.name == "digits":
         line = (
-            f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: TRAINING ON HANDWRITTEN "
-            f"DIGITS INSTEAD (--data cifar10 says why)\n{line}"
+            f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
+            f"TRAINING ON HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)\n{line}"
         )
     return line
 
