@@ -21,8 +21,8 @@ class UltimusTokenNet(nn.Module):
                mean of the normalised tokens, linear classifier
 
     All convolutions but the first are depthwise-separable (Howard et al. 2017,
-    https://arxiv.org/abs/1704.04861): 9 C + C C' weights in place of 9 C C'. Each has a BatchNorm
-    and ends in a SiLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
+    https://arxiv.org/abs/1704.04861): 9 C + C C' weights in place of 9 C C'. Each ends in a
+    BatchNorm and a SiLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
     Neighbours tell a token where it is: positional embeddings would take 64 x 48 parameters.
 
     Args:
@@ -38,7 +38,7 @@ class UltimusTokenNet(nn.Module):
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
         >>> sum(p.numel() for p in model.parameters())
-        25098
+        24490
     """
 
     def __init__(
@@ -109,7 +109,6 @@ class Residual(nn.Module):
 def _separable(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
-        nn.BatchNorm2d(channels),
         nn.Conv2d(channels, out, 1, bias=False),
         nn.BatchNorm2d(out),
         nn.SiLU(),
