@@ -8,6 +8,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
@@ -164,8 +165,8 @@ class Checkpointer:
             if old != new:
                 differing[key] = f"{key}: {old} -> {new}"
         for name, live in self.to_save.items():
-            if isinstance(live, nn.Module) and name in checkpoint:
-                old, new = _shapes(checkpoint[name]), _shapes(live.state_dict())
+            if name in checkpoint:
+                old, new = _layout(live, checkpoint[name]), _layout(live, live.state_dict())
                 for key in sorted(old.keys() | new.keys()):
                     if old.get(key) != new.get(key):
                         differing[key] = f"{name}.{key}: {old.get(key)} -> {new.get(key)}"
@@ -176,5 +177,10 @@ class Checkpointer:
             )
 
 
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
+def _layout(live: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What two states must share for one object to load both."""
+    if isinstance(live, nn.Module):
+        return {key: tuple(value.shape) for key, value in state.items()}
+    if isinstance(live, Optimizer):
+        return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}
+    return {}

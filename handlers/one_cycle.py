@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from typing_extensions import Self
 
+STEPS_AHEAD = 100  # computed at once
+
 
 class Curve(NamedTuple):
     """What a schedule will do: one row an iteration, one column a parameter group."""
@@ -214,17 +216,17 @@ class _Cycle:
                 f"pct_start x total_steps = {options['pct_start']} x {total_steps} leaves a phase "
                 "of zero length: change pct_start or train for more iterations"
             ) from None
-        self._ahead: dict[int, list[dict[str, Any]]] = {}
+        self._computed: dict[int, list[dict[str, Any]]] = {}
         # get_lr is closed in last_epoch; the flag tells torch that it is called on purpose.
         self._schedule._get_lr_called_within_step = True
 
     def at(self, step: int) -> list[dict[str, Any]]:
-        # Between two training steps torch's formula has left the processor's caches and takes ten
-        # times as long as in a loop: so a hundred steps are computed at once.
-        if step not in self._ahead:
-            end = min(step + 100, self.total_steps)
-            self._ahead = {ahead: self._compute(ahead) for ahead in range(step, end)}
-        return self._ahead[step]
+        # In a loop torch's formula takes 2.5 us a step, alone between two training steps 15 to 20:
+        # by then other code fills the processor's caches.
+        if step not in self._computed:
+            end = min(step + STEPS_AHEAD, self.total_steps)
+            self._computed = {i: self._compute(i) for i in range(step, end)}
+        return self._computed[step]
 
     def _compute(self, step: int) -> list[dict[str, Any]]:
         self._schedule.last_epoch = step

@@ -12,8 +12,8 @@ def read_output(output: Any) -> tuple[Any, Any, int]:
 
     Args:
         output: a mapping with ``loss`` (mean over the batch) and, where known, ``correct`` (number
-            of right predictions) and ``count`` (number of samples); or the loss alone. Each is a
-            number or a 0-d tensor.
+            of right predictions) and ``count`` (number of samples); or the loss alone. The first
+            two are numbers or 0-d tensors of one device, ``count`` is an int.
 
     Returns:
         ``correct`` is None where it is not known; a loss without a count counts as one sample.
@@ -58,8 +58,8 @@ def _read(*columns: Sequence[Any]) -> list[list[float]]:
     # A column is stacked alone, as tensors of one dtype are four times faster to stack.
     stacks = [torch.stack(column) for column in tensors if column]
     if stacks:
-        # A count beside a float16 loss must not become one: this makes them float32.
-        stacks.append(torch.empty(0, device=stacks[0].device))
+        # Beside it they become float32 at least: float16 could not hold a count of 2,049.
+        stacks.append(torch.empty(0, dtype=torch.float32, device=stacks[0].device))
     read = iter(torch.cat(stacks).tolist() if stacks else ())
     return [
         [next(read) if isinstance(value, Tensor) else value for value in column]

@@ -1,6 +1,7 @@
 """Runs in processes of their own that are stopped, killed, or fail: reliability, from outside."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -188,7 +189,7 @@ def test_nobody_listening_does_not_end_the_run(tmp_path, straight, script):
     command = [sys.executable, BIN / "train-cifar", *FLAGS, "--out", out]
     answer = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script, "bash", *map(str, command)],
-        capture_output=True, text=True,
+        capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""},
     )  # fmt: skip
     assert (answer.returncode, answer.stderr) == (0, "")
     assert_same(out, straight)

@@ -115,7 +115,7 @@ def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
-    """AdamW in its fused form: one kernel for all parameters, and it skips a non-finite step.
+    """AdamW in its fused form: one kernel a parameter group, and it skips a non-finite step.
 
     Biases and norms do not decay: a norm's scale is what lets the weights before it shrink.
     Without decay this is Adam.

@@ -6,10 +6,12 @@ import gc
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ultimus_ignite.recipe import RECIPES, Recipe, RecipeError
@@ -67,10 +69,9 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         command(prog, argv)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader has gone, as `head` does: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return ExitCode.INTERNAL
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            return ExitCode.INTERNAL
         if is_out_of_memory(error):
             error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
         code = exit_code(error)
@@ -83,7 +84,23 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         return code
     finally:
         gc.freeze()
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
+            sys.stdout.flush()
+        if _reader_has_left():  # or Python complains when it flushes once more at exit
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return ExitCode.DONE
+
+
+def _reader_has_left() -> bool:
+    """Whether the standard output is a pipe that nobody reads any more, as behind ``head``."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def exit_code(error: Exception) -> ExitCode:

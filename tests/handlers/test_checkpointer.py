@@ -126,6 +126,22 @@ def test_another_runs_checkpoint_is_refused_by_its_differences(tmp_path, other, 
     assert trainer.state.iteration == 0
 
 
+def test_an_optimizer_with_other_groups_is_refused(tmp_path):
+    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+
+    def checkpointer(*groups):
+        optimizer = torch.optim.SGD([{"params": group} for group in groups], lr=0.1)
+        trainer = Engine(lambda engine, batch: None)
+        to_save = {"trainer": trainer, "optimizer": optimizer}
+        return trainer, Checkpointer(to_save, directory=tmp_path).attach(trainer)
+
+    trainer, _ = checkpointer(weights)
+    trainer.run(range(3), max_epochs=1)
+    _, other = checkpointer(weights[:1], weights[1:])
+    with pytest.raises(CheckpointError, match=r"group sizes: \[2\] -> \[1, 1\]"):
+        other.load_newest()
+
+
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     trainer, _, checkpointer = make(tmp_path)
     checkpointer.attach(trainer)

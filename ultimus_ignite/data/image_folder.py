@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
     images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
     # No thread pool: on images this small Pillow holds the interpreter lock, and two threads
     # were slower than one.
-    bar = tqdm(paths, desc="decoding", unit=" images", leave=False, disable=None)
+    hidden = None if sys.stderr else True  # None: unless it is a terminal
+    bar = tqdm(paths, desc="decoding", unit=" images", leave=False, disable=hidden)
     for index, path in enumerate(bar):
         images[index] = _decode(path).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor(labels)
