@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ultimus_ignite import build
 from ultimus_ignite.commands.repeat import half_interval
 from ultimus_ignite.modules import UltimusTokenNet, UltimusTokenNetLarge
-from ultimus_ignite.modules.ultimus_token_net import TokenAttention
+from ultimus_ignite.modules.ultimus_token_net import Residual, TokenAttention
 from ultimus_ignite.recipe import RECIPES, Recipe
 from ultimus_ignite.run import run
 from ultimus_ignite.run_directory import RunDirectory
@@ -64,8 +64,15 @@ def remove_attention(module: nn.Module) -> None:
 
 def remove_stage_convolutions(module: nn.Module) -> None:
     if isinstance(module, UltimusTokenNet):
-        for residual in module.stages[0::2]:
-            residual.inner = Nothing()
+        for layer in module.stages:
+            if isinstance(layer, Residual):
+                layer.inner = Nothing()
+
+
+def remove_pooling(module: nn.Module) -> None:
+    if isinstance(module, UltimusTokenNet):
+        kept = [layer for layer in module.stages if not isinstance(layer, nn.AvgPool2d)]
+        module.stages = nn.Sequential(*kept)
 
 
 def replace_silu(module: nn.Module) -> None:
@@ -102,6 +109,7 @@ def tokens_variants(base: Recipe) -> dict[str, Variant]:
         "without the stages' convolutions": Variant(
             base, changed(whole, remove_stage_convolutions)
         ),
+        "64 tokens in all four stages": Variant(base, changed(whole, remove_pooling)),
         "ReLU for SiLU": Variant(base, changed(whole, replace_silu)),
         "half the rate": Variant(replace(base, max_lr=base.max_lr / 2), whole),
         "with cutout": Variant(replace(base, cutout=0.5), whole),

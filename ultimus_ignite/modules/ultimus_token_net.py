@@ -17,7 +17,8 @@ class UltimusTokenNet(nn.Module):
         32x32  3x3 convolution to widths[0]
         16x16  convolution to widths[1], stride 2; two residual ones
          8x8   convolution to widths[2], stride 2
-         8x8   four times: a residual convolution; attention over the 64 tokens
+         8x8   twice: a residual convolution; attention over the 64 tokens
+         4x4   average pooling; twice: a residual convolution; attention over the 16 tokens
                mean of the normalised tokens, linear classifier
 
     All convolutions but the first are depthwise-separable (Howard et al. 2017,
@@ -31,7 +32,7 @@ class UltimusTokenNet(nn.Module):
         key_dim: key dimensions of each block.
 
     Shape:
-        ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 4.
+        ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 8.
 
     Example:
         >>> model = UltimusTokenNet()
@@ -60,7 +61,9 @@ class UltimusTokenNet(nn.Module):
             _separable(second, dim, stride=2),
         )
         self.stages = nn.Sequential()
-        for _ in range(4):
+        for stage in range(4):
+            if stage == 2:
+                self.stages.append(nn.AvgPool2d(2))
             self.stages.append(Residual(_separable(dim, dim)))
             self.stages.append(TokenAttention(dim, key_dim))
         self.norm = nn.LayerNorm(dim)
@@ -69,7 +72,7 @@ class UltimusTokenNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # Channels last: the tokens are then a view of the feature map.
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stages(self.stem(x))  # (B, D, H/4, W/4)
+        x = self.stages(self.stem(x))  # (B, D, H/8, W/8)
         tokens = self.norm(_tokens(x))  # before the mean: the gradient stays channels last, too
         logits: Tensor = self.classifier(tokens.mean(dim=1))
         return logits
