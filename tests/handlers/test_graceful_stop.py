@@ -56,6 +56,15 @@ def test_the_last_epoch_ends_as_always():
     assert "terminated" not in events
 
 
+@pytest.fixture
+def python_interrupts():
+    """Python's own SIGINT, which it leaves ignored where a shell started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_interrupts")
 def test_the_second_signal_is_as_if_the_handler_were_not_there():
     trainer, _, events = make(2, signal.SIGINT)
     trainer.logger.disabled = True
