@@ -59,8 +59,8 @@ class UltimusBlock(nn.Module):
         scale = self.key.out_features**-0.5
         if self.over == "tokens":
             # One product for the three: their layers are not called, a training step of `tokens`
-            # takes a tenth less. And attention written out: with so few key dimensions
-            # F.scaled_dot_product_attention takes 1.5 times as long on a CPU.
+            # takes 8 % less. And attention written out: F.scaled_dot_product_attention makes the
+            # block 7 % slower on a CPU (256 x 64 tokens, 8 key dimensions).
             weights = [layer.weight for layer in (self.query, self.key, self.value)]
             q, k, v = F.linear(x, torch.cat(weights)).chunk(3, dim=-1)
             z = (q * scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
