@@ -55,7 +55,7 @@ class BatchLogger(Serializable):
     """
 
     _loss: float  # sum over the samples that were read
-    _correct: Any  # a sum, too; None where it is not known
+    _correct: Any  # a sum, too; None once an iteration of the epoch does not know it
     _samples: int
     _batches: int
     _unread: list[tuple[Any, Any, int]]  # (loss, correct, count) since the last reading
@@ -170,7 +170,7 @@ class BatchLogger(Serializable):
         # One after the other: the sum must not depend on when it was read.
         for loss, count in zip(losses, counts, strict=True):
             self._loss += loss * count
-        if self._unread:
+        if self._unread and self._correct is not None:
             self._correct = self._correct + sum(correct) if correct else None
         self._samples += sum(counts)
         self._unread = []

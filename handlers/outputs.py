@@ -39,16 +39,19 @@ def read_outputs(
     """Many results of `read_output` as losses, correct and counts, in one transfer.
 
     Returns:
-        ``correct`` is empty where it is not known.
+        ``correct`` is empty unless it is known of every iteration.
 
     Example:
         >>> read_outputs([(torch.tensor(0.5), torch.tensor(3), 4), (torch.tensor(0.25), 4, 4)])
         ([0.5, 0.25], [3.0, 4], [4, 4])
+        >>> read_outputs([(0.5, 3, 4), (0.25, None, 4)])
+        ([0.5, 0.25], [], [4, 4])
         >>> read_outputs([(torch.tensor(0.5, dtype=torch.float16), torch.tensor(2049), 4096)])
         ([0.5], [2049.0], [4096])
     """
     losses, correct, counts = zip(*outputs, strict=True) if outputs else ((),) * 3
-    losses_read, correct_read = _read(losses, [value for value in correct if value is not None])
+    known = all(value is not None for value in correct)
+    losses_read, correct_read = _read(losses, correct if known else ())
     return losses_read, correct_read, list(counts)
 
 

@@ -165,3 +165,20 @@ def test_an_evaluation_in_the_middle_of_an_epoch_keeps_its_sums():
     trainer.run([1.0, 2.0, 3.0, 4.0], max_epochs=1)
     assert "\nTest set: Accuracy: 50.00%\n" in file.getvalue()
     assert "Batch_id=3 Loss=2.50000: 100%" in file.getvalue()
+
+
+@pytest.mark.parametrize("unknown", [1, 4])
+def test_an_accuracy_that_one_iteration_does_not_know_is_left_out(unknown, monkeypatch):
+    monkeypatch.setattr(display.Display, "is_due", lambda self: True)  # a reading an iteration
+    file = io.StringIO()
+
+    def step(engine, batch):
+        i = engine.state.iteration
+        return {"loss": 1.0, "count": 2} | ({} if i == unknown else {"correct": 1})
+
+    trainer = Engine(step)
+    BatchLogger(file=file).attach(trainer)
+    trainer.run(iter(int, 1), max_epochs=2, epoch_length=4)
+    first, second = file.getvalue().split("EPOCH: 2")
+    assert "Accuracy" not in first.splitlines()[-1]
+    assert "Accuracy=50.00%" in second.splitlines()[-1]

@@ -128,6 +128,18 @@ def test_what_was_not_measured_is_empty(tmp_path):
     assert read_csv(path)[0]["test_accuracy"] is None
 
 
+@pytest.mark.parametrize("unknown", [1, 4])
+def test_an_accuracy_that_one_iteration_does_not_know_is_empty(unknown):
+    def step(engine, batch):
+        i = engine.state.iteration
+        return {"loss": 1.0, "count": 2} | ({} if i == unknown else {"correct": 1})
+
+    trainer = Engine(step)
+    history = History(torch.optim.SGD([torch.zeros(1)], lr=0.1)).attach(trainer)
+    go(trainer, epochs=2)
+    assert [row["train_accuracy"] for row in history.rows] == [None, 0.5]
+
+
 def test_an_epoch_without_evaluation_does_not_repeat_the_last_one():
     evaluator = Engine(lambda engine, batch: None)
     evaluator.state.metrics = {"loss": 1.0, "accuracy": 0.75}
