@@ -112,7 +112,6 @@ RECIPES: dict[RecipeName, Recipe] = {
     "tokens": Recipe(model="UltimusTokenNet", batch_size=256, max_lr=0.03, cutout=0.0),
     "large": Recipe(
         model="UltimusTokenNetLarge",
-        epochs=14,
         max_lr=0.01,
         # A step turns a normed kernel by about sqrt(2 x rate x decay) = 0.1, as in airbench94.
         weight_decay=0.5,
