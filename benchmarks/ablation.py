@@ -82,14 +82,8 @@ def replace_silu(module: nn.Module) -> None:
 
 
 def start_at_random(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+    if isinstance(module, nn.Conv2d):
         module.reset_parameters()
-
-
-def learn_patches(module: nn.Module) -> None:
-    if isinstance(module, UltimusTokenNetLarge):
-        module.patches.requires_grad_(True)
-        module.whiten = lambda images: None
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,6 @@ def large_variants(base: Recipe) -> dict[str, Variant]:
     return {
         "the whole recipe": Variant(base, whole),
         "without attention": Variant(base, changed(whole, remove_attention)),
-        "learned patches for whitened ones": Variant(base, changed(whole, learn_patches)),
         "random kernels to start from": Variant(base, changed(whole, start_at_random)),
         "without label smoothing": Variant(replace(base, label_smoothing=0.0), whole),
         "without weight decay": Variant(replace(base, weight_decay=0.0), whole),

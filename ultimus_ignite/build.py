@@ -1,6 +1,5 @@
 """From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,10 +86,6 @@ def build(recipe: Recipe) -> Parts:
         for _ in range(2)
     )
     stream, test_batches, val_batches = create_batches(recipe, data, device)
-    if isinstance(model, UltimusTokenNetLarge):
-        # A thousand images from everywhere: a folder's come class by class.
-        some = stream.images[:: math.ceil(len(stream.images) / 1000)]
-        model.whiten(stream.augment.normalize(some))
     return Parts(
         device,
         data,

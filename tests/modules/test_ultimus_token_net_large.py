@@ -1,13 +1,9 @@
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ultimus_ignite.build import build
 from ultimus_ignite.modules import UltimusTokenNetLarge
-from ultimus_ignite.recipe import RECIPES
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -16,7 +12,6 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def model():
     torch.manual_seed(0)
     model = UltimusTokenNetLarge(widths=(32, 40, 48), key_dim=8)
-    model.whiten(IMAGES)
     model(IMAGES)  # running statistics that are not those of the start
     return model.eval()
 
@@ -28,36 +23,15 @@ def test_one_images_logits_do_not_depend_on_the_batch(model):
     torch.testing.assert_close(model(IMAGES)[:1], model(IMAGES[:1]))
 
 
-def test_gradients_reach_all_but_the_whitened_patches(model):
+def test_gradients_reach_every_parameter(model):
     F.cross_entropy(model.train()(IMAGES), torch.arange(4)).backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None}
-    assert without == {"patches.weight"}
-    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None)
-
-
-def test_whitened_patches_are_uncorrelated_with_variance_one():
-    mixed = torch.einsum(
-        "oc,bchw->bohw", torch.tensor([[1.0, 0.5, 0], [0, 2, 1], [0, 0, 3]]), IMAGES
-    )
-    model = UltimusTokenNetLarge()
-    model.whiten(mixed)
-    patches = model.patches(mixed).transpose(0, 1).flatten(1)
-    positive, negative = patches.chunk(2)
-    assert torch.equal(positive, -negative)
-    torch.testing.assert_close(torch.cov(positive), torch.eye(12), rtol=0, atol=0.01)
-
-
-def test_the_recipe_whitens_by_its_training_images():
-    parts = build(replace(RECIPES["large"], data="digits", device="cpu", precision="float32"))
-    images = parts.stream.augment.normalize(parts.stream.images)
-    strongest = parts.model.patches(images)[:, 11]  # eigh has the largest variance last
-    assert strongest.square().mean() == pytest.approx(1, abs=0.05)
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 def test_a_convolution_begins_as_the_identity():
     model = UltimusTokenNetLarge()
     x = torch.randn(2, 24, 6, 6)
-    first = next(m for m in model.stages if isinstance(m, nn.Conv2d))
+    first = next(m for m in model.stages if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
     torch.testing.assert_close(first(x)[:, :24], x)
     assert first(x)[:, 24:].abs().sum() > 0
 

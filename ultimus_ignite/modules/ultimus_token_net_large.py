@@ -4,14 +4,9 @@ Shape letters: B images of a batch, C channels, H and W height and width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultimus_ignite.modules.ultimus_token_net import TokenAttention
-
-PATCH = 2  # pixels, side of a whitened patch
-COMPONENTS = 3 * PATCH**2
-WHITENING_EPS = 5e-4  # added to the variances: the smallest are noise, not to be blown up to 1
 
 
 class UltimusTokenNetLarge(nn.Module):
@@ -19,15 +14,14 @@ class UltimusTokenNetLarge(nn.Module):
 
     ::
 
-        31x31  whitened 2x2 patches: 12 components and their negatives
+        31x31  2x2 convolution to 24 channels
         15x15  convolution to widths[0], max-pool; convolution
          7x7   convolution to widths[1], max-pool; convolution; attention over 49 tokens
          3x3   convolution to widths[2], max-pool; convolution; attention over 9 tokens
                max over the positions, linear classifier
 
-    The stem, the order of pool and norm and the identity that the convolutions start from are
+    The widths, the order of pool and norm and the identity that the 3x3 convolutions start from are
     those of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498), which the attention joins.
-    Call `whiten` with training images before the first step.
 
     Args:
         num_classes: number of logits.
@@ -39,7 +33,6 @@ class UltimusTokenNetLarge(nn.Module):
 
     Example:
         >>> model = UltimusTokenNetLarge()
-        >>> model.whiten(torch.randn(100, 3, 32, 32))
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -53,10 +46,10 @@ class UltimusTokenNetLarge(nn.Module):
     ) -> None:
         super().__init__()
         first, second, third = widths
-        self.patches = nn.Conv2d(3, 2 * COMPONENTS, PATCH, bias=False).requires_grad_(False)
         self.stages = nn.Sequential(
+            nn.Conv2d(3, 24, 2, bias=False),
             nn.GELU(),
-            *_convolutions(2 * COMPONENTS, first),
+            *_convolutions(24, first),
             *_convolutions(first, second),
             TokenAttention(second, key_dim),
             *_convolutions(second, third),
@@ -64,21 +57,9 @@ class UltimusTokenNetLarge(nn.Module):
         )
         self.classifier = nn.Linear(third, num_classes)
 
-    def whiten(self, images: Tensor) -> None:
-        """Set the patches' kernels to the principal components of ``images``, at variance 1.
-
-        Args:
-            images: ``(B, 3, H, W)``, normalised as those of the training; a thousand will do.
-        """
-        # On the CPU: not every device has doubles or eigenvectors.
-        patches = F.unfold(images.cpu(), PATCH).transpose(1, 2).flatten(0, 1).double()  # (.., 12)
-        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
-        kernels = (components / (variances + WHITENING_EPS).sqrt()).T.reshape(-1, 3, PATCH, PATCH)
-        self.patches.weight.copy_(torch.cat([kernels, -kernels]))
-
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stages(self.patches(x))  # (B, C, 3, 3)
+        x = self.stages(x)  # (B, C, 3, 3)
         logits: Tensor = self.classifier(x.amax(dim=(2, 3)))
         return logits
 
