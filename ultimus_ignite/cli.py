@@ -59,7 +59,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         argv: its arguments; ``--debug`` among them asks for tracebacks.
     """
     # torch's modules are no garbage: looking through them again and again takes a second of the
-    # start, and once more a second of the end. Training makes few objects that need collecting.
+    # start. Training makes few objects that need collecting.
     gc.set_threshold(100_000)
     # Before and after training, SIGTERM ends the process in as good an order as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
@@ -83,7 +83,6 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             print(f"{prog}: {message}", file=sys.stderr)
         return code
     finally:
-        gc.freeze()
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
             sys.stdout.flush()
         if _reader_has_left():  # or Python complains when it flushes once more at exit
