@@ -119,6 +119,7 @@ def large_variants(base: Recipe) -> dict[str, Variant]:
         "random kernels to start from": Variant(base, changed(whole, start_at_random)),
         "without label smoothing": Variant(replace(base, label_smoothing=0.0), whole),
         "without weight decay": Variant(replace(base, weight_decay=0.0), whole),
+        "without the mirror image": Variant(replace(base, mirror=False), whole),
     }
 
 
