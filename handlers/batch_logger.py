@@ -8,14 +8,16 @@ from typing import Any, TextIO
 import ignite.distributed as idist
 from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Self
 
+from ultimus_ignite.handlers.attachable import Attachable
 from ultimus_ignite.handlers.display import Display
-from ultimus_ignite.handlers.outputs import read_output, read_outputs
+from ultimus_ignite.handlers.outputs import Means, OutputReader, scalars
 
 
-class BatchLogger(Serializable):
+class BatchLogger(Attachable, Serializable):
     """Logs training batch by batch, in the seed's words::
 
         EPOCH: 1 (LR: 1.856635533445111e-05)
@@ -23,28 +25,35 @@ class BatchLogger(Serializable):
 
         Test set: Average loss: 2.0312, Accuracy: 2345/10000 (23.45%)
 
-    Loss and accuracy are means over the samples of the epoch so far. The outputs stay on the
-    device until the bar is drawn, so that no iteration waits for the device. In a terminal
-    or a notebook there is one bar; elsewhere the bar's text is a plain line, every 30 s and at the
-    end of each epoch. Only rank 0 writes. A reader that goes away (``| head``) does not end
-    the run.
+    Loss and accuracy are means over the samples of the epoch so far; other numbers of the output
+    and other scalar metrics follow under their own names. The outputs stay on the device until the
+    bar is drawn, so that no iteration waits for the device. In a terminal or a notebook there is
+    one bar; elsewhere the bar's text is a plain line, every 30 s and at the end of each epoch. Only
+    rank 0 writes. A reader that goes away (``| head``) does not end the run.
 
     =======================  ==============
     Event                    Method
     =======================  ==============
     ``STARTED``              `open`
+    ``ITERATION_STARTED``    `note_rate`
     ``ITERATION_COMPLETED``  `update`
     ``EPOCH_COMPLETED``      `close_epoch`
+    ``INTERRUPT``            `close`
     ``COMPLETED``            `close`
     evaluator's ``COMPLETED``  `report`
     =======================  ==============
+
+    Attached to an evaluator alone, it shows a bar over the evaluation.
 
     Args:
         optimizer: where the epoch's rate is read from; the first line leaves it out when None.
         file: stream to write to; the standard output when None.
         log_path: file to which the plain lines are also appended.
-        output_transform: turns ``engine.state.output`` into a mapping with ``loss`` (mean over the
-            batch) and, where known, ``correct`` and ``count``; a bare loss will do.
+        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
+            `ultimus_ignite.handlers.outputs.OutputReader`.
+
+    Raises:
+        TypeError: at the first iteration: there is no number in the step's output.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: {"loss": 2.0, "correct": 1, "count": 4})
@@ -54,13 +63,7 @@ class BatchLogger(Serializable):
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
 
-    _loss: float  # sum over the samples that were read
-    _correct: Any  # a sum, too; None once an iteration of the epoch does not know it
-    _samples: int
-    _batches: int
-    _unread: list[tuple[Any, Any, int]]  # (loss, correct, count) since the last reading
-    _epoch_is_open: bool
-    _state_dict_all_req_keys = ("rate", "loss", "correct", "samples", "batches")
+    _state_dict_all_req_keys = ("rate", "batches", "means")
 
     def __init__(
         self,
@@ -70,35 +73,68 @@ class BatchLogger(Serializable):
         log_path: Path | str | None = None,
         output_transform: Callable[[Any], Any] = lambda output: output,
     ) -> None:
+        super().__init__()
         self.optimizer = optimizer
-        self.output_transform = output_transform
+        self._read_output = OutputReader(self, output_transform)
         self._display = Display(file, None if log_path is None else Path(log_path))
         self._rate: str | None = None  # of the epoch's first iteration
+        self._epoch_is_open = False
         self._reset()
 
     def attach(
-        self, engine: Engine, evaluator: Engine | None = None, *, dataset: str = "Test set"
+        self,
+        engine: Engine,
+        evaluator: Engine | Mapping[str, Engine] | None = None,
+        *,
+        dataset: str = "Test set",
     ) -> Self:
-        """Attach to a trainer and, for the line on a dataset, to the evaluator that measures it."""
-        if idist.get_rank() == 0:
-            engine.add_event_handler(Events.STARTED, self.open)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.close_epoch)
-            engine.add_event_handler(Events.COMPLETED, self.close)
-            if evaluator is not None:
-                evaluator.add_event_handler(Events.COMPLETED, self.report, dataset)
+        """Attach to a trainer and to the evaluators whose metrics are written.
+
+        Args:
+            engine: the trainer; or an evaluator, for a bar over its batches.
+            evaluator: one evaluator, or several by the names of what they measure.
+            dataset: what a single evaluator measures.
+        """
+        if idist.get_rank() != 0:
+            return self._attach(engine)
+        self._attach(
+            engine,
+            (Events.STARTED, self._go_last, Events.ITERATION_STARTED),  # after any scheduler
+            (Events.STARTED, self.open),
+            (Events.ITERATION_STARTED, self.note_rate),
+            (Events.ITERATION_COMPLETED, self.update),
+            (Events.EPOCH_COMPLETED, self.close_epoch),
+            (Events.INTERRUPT, self.close),
+            (Events.COMPLETED, self.close),
+        )
+        if isinstance(evaluator, Engine):
+            evaluator = {dataset: evaluator}
+        for name, each in (evaluator or {}).items():
+            self._listen(
+                each,
+                (Events.STARTED, self._go_last),  # after all metrics
+                (Events.COMPLETED, self.report, name),
+            )
         return self
 
     def open(self, engine: Engine) -> None:
         """Forget the last run, unless this one goes on with it."""
+        self.close()  # an exception leaves a bar open
         if engine.state.iteration == 0:
             self._reset()
 
+    def note_rate(self) -> None:
+        """Note the rate of the epoch's first iteration."""
+        if self._batches == 0 and self.optimizer is not None:
+            self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
+
     def update(self, engine: Engine) -> None:
         """Keep this iteration's output; read and draw when the last drawing is old enough."""
+        output = engine.state.output
+        if not _is_of_an_evaluator(output):
+            self._means.add(*self._read_output(output))
         if not self._epoch_is_open:
             self._open_epoch(engine)
-        self._unread.append(read_output(self.output_transform(engine.state.output)))
         self._batches += 1
         if self._display.is_due():
             self._display.draw(self._batches, self._description())
@@ -115,19 +151,20 @@ class BatchLogger(Serializable):
             self._epoch_is_open = False
 
     def report(self, evaluator: Engine, dataset: str = "Test set") -> None:
-        """Write the dataset's line from the metrics ``loss``, ``accuracy`` and ``count``."""
+        """Write the dataset's line from the evaluator's scalar metrics."""
         self.close()
-        metrics = evaluator.state.metrics
+        metrics = scalars(evaluator.state.metrics)
+        loss, accuracy, count = (metrics.pop(name, None) for name in ("loss", "accuracy", "count"))
         parts = []
-        if "loss" in metrics:
-            parts.append(f"Average loss: {metrics['loss']:.4f}")
-        if "accuracy" in metrics:
-            accuracy = f"{metrics['accuracy']:.2%}"
-            if "count" in metrics:
-                correct = round(metrics["accuracy"] * metrics["count"])
-                accuracy = f"{correct}/{metrics['count']} ({accuracy})"
-            parts.append(f"Accuracy: {accuracy}")
-        self._display.line(f"\n{dataset}: {', '.join(parts)}\n")
+        if loss is not None:
+            parts.append(f"Average loss: {loss:.4f}")
+        if accuracy is not None and accuracy <= 1:
+            share = f"{accuracy:.2%}"
+            if count is not None:
+                share = f"{round(accuracy * count)}/{count} ({share})"
+            parts.append(f"Accuracy: {share}")
+        parts += [f"{name}: {value:.4f}" for name, value in metrics.items()]
+        self._display.line(f"\n{dataset}: {', '.join(parts) or 'no scalar metric'}\n")
 
     def write(self, text: str) -> None:
         """Write a line of one's own, to the same places."""
@@ -135,49 +172,51 @@ class BatchLogger(Serializable):
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""
-        self._read()
-        return OrderedDict(
-            rate=self._rate,
-            loss=self._loss,
-            correct=self._correct,
-            samples=self._samples,
-            batches=self._batches,
-        )
+        return OrderedDict(rate=self._rate, batches=self._batches, means=self._means.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with an epoch that was cut off."""
+        if "loss" in state_dict:  # written by version 0.1.0
+            state_dict = _of_first_version(state_dict)
         super().load_state_dict(state_dict)
-        self._rate, self._loss, self._correct, self._samples, self._batches = (
-            state_dict[key] for key in self._state_dict_all_req_keys
-        )
+        self._rate, self._batches = state_dict["rate"], state_dict["batches"]
+        self._means = Means(self, state_dict["means"])
 
     def _reset(self) -> None:
-        self._loss = self._correct = 0.0
-        self._samples = self._batches = 0
-        self._unread = []
-        self._epoch_is_open = False
+        self._means = Means(self)
+        self._batches = 0
 
     def _open_epoch(self, engine: Engine) -> None:
-        if self._batches == 0 and self.optimizer is not None:
-            self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
-        rate = "" if self._rate is None else f" (LR: {self._rate})"
-        self._display.line(f"EPOCH: {engine.state.epoch}{rate}")
+        if self._means.iterations:
+            rate = "" if self._rate is None else f" (LR: {self._rate})"
+            self._display.line(f"EPOCH: {engine.state.epoch}{rate}")
         self._display.start_bar(self._batches, engine.state.epoch_length)
         self._epoch_is_open = True
 
-    def _read(self) -> None:
-        losses, correct, counts = read_outputs(self._unread)
-        # One after the other: the sum must not depend on when it was read.
-        for loss, count in zip(losses, counts, strict=True):
-            self._loss += loss * count
-        if self._unread and self._correct is not None:
-            self._correct = self._correct + sum(correct) if correct else None
-        self._samples += sum(counts)
-        self._unread = []
-
     def _description(self) -> str:
-        self._read()
-        text = f"Batch_id={self._batches - 1} Loss={self._loss / self._samples:.5f}"
-        if self._correct is None:
-            return text
-        return f"{text} Accuracy={self._correct / self._samples:.2%}"
+        self._means.read()
+        means = self._means.values()
+        parts = [f"Batch_id={self._batches - 1}"]
+        if "loss" in means:
+            parts.append(f"Loss={means.pop('loss'):.5f}")
+        if "accuracy" in means:
+            parts.append(f"Accuracy={means.pop('accuracy'):.2%}")
+        return " ".join([*parts, *(f"{name}={value:.5f}" for name, value in means.items())])
+
+
+def _is_of_an_evaluator(output: Any) -> bool:
+    """Whether it is ``(predictions, labels)``, which metrics take: there is no number to show."""
+    return (
+        isinstance(output, tuple)
+        and len(output) == 2
+        and all(isinstance(part, Tensor) and part.ndim for part in output)
+    )
+
+
+def _of_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that version 0.1.0 wrote, as this version writes it."""
+    samples, batches = state["samples"], state["batches"]
+    hits = (0, 0, 0) if state["correct"] is None else (state["correct"], samples, batches)
+    sums = {"loss": (state["loss"], samples)} if batches else {}
+    means = {"iterations": batches, "sums": sums, "hits": hits}
+    return {"rate": state["rate"], "batches": batches, "means": means}

@@ -1,47 +1,76 @@
 """Checkpoints of a run: the newest two and the best."""
 
 import math
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import nn
-from torch.optim import Optimizer
 from typing_extensions import Self
 
+from ultimus_ignite.handlers.attachable import Attachable, running_engines
+from ultimus_ignite.handlers.checkpoint_format import encode
 from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.epoch_position import EpochPosition
+from ultimus_ignite.handlers.saved_state import check_finite, differences, load_state, save_state
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # 1, of version 0.1.0, knows no run
 
 
-class Checkpointer:
-    """Saves what a run needs to go on, through a `CheckpointStore`; attach it last.
+class Checkpointer(Attachable):
+    """Saves what a run needs to go on, through a `CheckpointStore`.
 
     ========================  =================
     Event                     Method
     ========================  =================
+    ``STARTED``               `begin`
     ``ITERATION_COMPLETED``   `save_iteration`
     ``EPOCH_COMPLETED``       `save_epoch`
-    ``TERMINATE``             `save_iteration`
-    ``COMPLETED``             `check`
+    ``TERMINATE``             `save_last`
+    ``INTERRUPT``             `save_last`
+    ``COMPLETED``             `save_last`, `check`
     ========================  =================
 
-    A save that fails (a full disk) is a warning, and is tried again at the next one; when the last
-    one of the run has failed, `check` raises. Nothing is saved between an epoch's last iteration
-    and the end of its ``EPOCH_COMPLETED``, so that a resumed run never misses an evaluation.
+    On each event it comes last, whatever was attached after it. Two lines resume a script, and
+    begin it where nothing is saved yet::
+
+        checkpointer.resume()
+        trainer.run(loader, max_epochs=5)
+
+    Ignite begins a loader at its first batch. Where a run may be cut off within an epoch,
+    ``DataLoader(dataset, batch_sampler=EndlessBatches(dataset, batch_size=64,
+    start=trainer.state.iteration))`` begins at the right one, see `ultimus_ignite.data.sampler`.
+
+    At ``STARTED`` everything is encoded once, so that what cannot be saved costs no training. A
+    save that fails (a full disk) is a warning, and is tried again at the next one; when the last
+    one of the run has failed, `check` raises. An iteration that ends its epoch is saved at the end
+    of ``EPOCH_COMPLETED``, so that a resumed run never misses an evaluation. In a distributed run
+    rank 0 writes.
+
+    Attached to an evaluator, it saves at the end of each evaluation; the iteration is that of the
+    trainer whose run the evaluation is part of.
 
     Args:
         to_save: objects with ``state_dict`` and ``load_state_dict``, by name; the trainer is one.
-        directory: where the checkpoints lie.
+        directory: where the checkpoints lie, of this run and no other.
         every: also save after every so many iterations.
+        keep: how many of the newest checkpoints are kept, at least 2.
         score_function: score of the epoch just completed, higher is better, NaN is worst; the best
-            checkpoint is kept beside the newest two.
+            checkpoint is kept beside the newest.
+        global_step_transform: ``(engine, event) -> iteration``, such as Ignite's
+            ``global_step_from_engine(trainer)``; it names the files.
         metadata: plain values that a checkpoint must share with the run that loads it.
+        assumed: for metadata that older checkpoints lack, the values that these were made with.
 
     Raises:
-        ValueError: ``every`` is not positive.
+        ValueError: ``every`` is not positive, or ``keep`` is less than 2.
+        TypeError: an object has no ``state_dict`` or no ``load_state_dict``.
+        CheckpointError: at ``STARTED``: an object's state cannot be saved, or the folder holds
+            another run; from a save: a trained parameter or a moment is NaN or infinite.
         OSError: from `check`, the last save of the run failed.
 
     Example:
@@ -60,52 +89,115 @@ class Checkpointer:
         *,
         directory: Path | str,
         every: int | None = None,
+        keep: int = 2,
         score_function: Callable[[Engine], float] | None = None,
+        global_step_transform: Callable[[Engine, Any], int] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        assumed: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"every must be a positive number of iterations, got {every}")
+        for name, live in to_save.items():
+            if not (hasattr(live, "state_dict") and hasattr(live, "load_state_dict")):
+                raise TypeError(
+                    f"to_save[{name!r}] is a {type(live).__name__} without state_dict or "
+                    "load_state_dict: only objects with both can be saved and restored"
+                )
         self.to_save = dict(to_save)
-        self.store = CheckpointStore(directory)
+        self.store = CheckpointStore(directory, keep=keep)
         self.every = every
         self.score_function = score_function
+        self.global_step_transform = global_step_transform
         self.metadata = dict(metadata or {})
+        self.assumed = dict(assumed or {})
         self.best_iteration: int | None = None
         self.best_score = -math.inf
+        self._positions = {k: EpochPosition(v) for k, v in to_save.items() if isinstance(v, Engine)}
+        self._last_step: int | None = None  # that was saved, or restored
         self._failure: OSError | None = None
 
     def attach(self, engine: Engine) -> Self:
-        """Attach to a trainer, after every handler whose state is saved."""
+        """Attach to a trainer, or to the evaluator that gives the score."""
+        rows: list[Any] = [
+            (Events.STARTED, self.begin),
+            (Events.EPOCH_STARTED, self._go_last),  # after all handlers whose state is saved
+        ]
         if self.every is not None:
-            engine.add_event_handler(
-                Events.ITERATION_COMPLETED(every=self.every), self.save_iteration
-            )
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_epoch)
-        engine.add_event_handler(Events.TERMINATE, self.save_iteration)
-        engine.add_event_handler(Events.COMPLETED, self.check)
-        return self
+            every = Events.ITERATION_COMPLETED(every=self.every)
+            rows.append((every, self.save_iteration))
+        self._position = EpochPosition(engine)
+        for position in self._positions.values():
+            self._listen(position.engine, *position.rows())
+            if position.engine is engine:
+                self._position = position
+        return self._attach(
+            engine,
+            *self._position.rows(),
+            *rows,
+            (Events.EPOCH_COMPLETED, self.save_epoch),
+            (Events.TERMINATE, self.save_last),
+            (Events.INTERRUPT, self.save_last),
+            (Events.COMPLETED, self.save_last),
+            (Events.COMPLETED, self.check),
+        )
+
+    def begin(self, engine: Engine) -> None:
+        """Refuse a run that could not be saved, or whose checkpoints would mix with another's."""
+        step = self._step(engine)
+        if self.store.run is None or (self._last_step is not None and step < self._last_step):
+            is_taken = idist.get_rank() == 0 and bool(self.store.paths())
+            if idist.broadcast(is_taken):
+                raise CheckpointError(
+                    f"{self.store.directory} holds the checkpoints of another run, or of a "
+                    "finished one: call resume() to go on with it (with more epochs), or choose "
+                    "another directory"
+                )
+            self.store.run = idist.broadcast(uuid.uuid4().hex)
+            self.best_iteration, self.best_score = None, -math.inf
+            self._last_step = None
+        self._failure = None
+        try:
+            encode(self._state(engine, is_trial=True))
+        except ValueError as error:
+            raise CheckpointError(f"Checkpointer cannot save {error}") from error
 
     def save_iteration(self, engine: Engine) -> None:
         """Save in the middle of an epoch; its end is left to `save_epoch`."""
-        state = engine.state
-        if state.epoch_length is None or state.iteration % state.epoch_length:
+        if not self._position.is_at_end:
             self._save(engine)
 
     def save_epoch(self, engine: Engine) -> None:
         """Score the epoch and save."""
         if self.score_function is not None:
-            score = self.score_function(engine)
+            score = float(self.score_function(engine))
             if score > self.best_score:  # never true of NaN
-                self.best_score, self.best_iteration = float(score), engine.state.iteration
+                self.best_score, self.best_iteration = score, self._step(engine)
         self._save(engine)
+
+    def save_last(self, engine: Engine) -> None:
+        """Save where a run ends or halts, unless that iteration is saved already."""
+        if self._step(engine) != self._last_step:
+            self._save(engine)
 
     def check(self) -> None:
         """Do not let a run end well whose last state is not on disk."""
         if self._failure is not None:
             raise self._failure
 
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, where there is one; whether there was.
+
+        Raises:
+            CheckpointError: see `load_newest`.
+        """
+        checkpoint = self.load_newest()
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        return checkpoint is not None
+
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest valid checkpoint, or None where there is none at all.
+        """The checkpoint written last that is valid, or None where there is none at all.
 
         Raises:
             CheckpointError: there are checkpoints, but none is valid, or the newest belongs to
@@ -130,57 +222,80 @@ class Checkpointer:
         return self.best_iteration, self.store.load(path)
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load a checkpoint into the live objects."""
+        """Load a checkpoint into the live objects; the run then goes on as its own."""
         for name, live in self.to_save.items():
-            live.load_state_dict(checkpoint[name])
+            if name in self._positions:
+                position = checkpoint.get("positions", {}).get(name)
+                self._positions[name].restore(checkpoint[name], position)
+            else:
+                load_state(live, checkpoint[name])
         self.best_iteration, self.best_score = checkpoint["best"]
+        self.store.run = checkpoint.get("run") or uuid.uuid4().hex
+        self._last_step = checkpoint.get("step")
 
-    def _save(self, engine: Engine) -> None:
-        checkpoint = {
+    def _step(self, engine: Engine) -> int:
+        if self.global_step_transform is not None:
+            return int(self.global_step_transform(engine, Events.ITERATION_COMPLETED))
+        *_, outermost = engine, *running_engines()  # an evaluator's is the trainer that runs it
+        return outermost.state.iteration
+
+    def _state(self, engine: Engine, *, is_trial: bool = False) -> dict[str, Any]:
+        state = {
             "format": FORMAT,
+            "run": self.store.run,
+            "step": self._step(engine),
             "metadata": self.metadata,
             "best": (self.best_iteration, self.best_score),
-            **{name: live.state_dict() for name, live in self.to_save.items()},
+            "positions": {name: each.state() for name, each in self._positions.items()},
         }
+        for name, live in self.to_save.items():
+            try:
+                state[name] = save_state(live, with_lazy=not is_trial)
+                check_finite(live, state[name], name)
+            except Exception as error:  # of a user's own object, too
+                raise CheckpointError(f"Checkpointer cannot save {name}: {error}") from error
+        return state
+
+    def _save(self, engine: Engine) -> None:
+        step = self._step(engine)
+        state = self._state(engine)
         protect = () if self.best_iteration is None else (self.best_iteration,)
-        try:
-            self.store.save(checkpoint, iteration=engine.state.iteration, protect=protect)
-            self._failure = None
-        except OSError as error:
-            self._failure = error
-            warnings.warn(f"checkpoint not saved, the older ones are kept: {error}", stacklevel=2)
+        self._failure = None
+        if idist.get_rank() == 0:
+            try:
+                self.store.save(state, iteration=step, protect=protect)
+            except OSError as error:
+                self._failure = error
+                message = f"checkpoint not saved, the older ones are kept: {error}"
+                warnings.warn(message, stacklevel=2)
+                return
+        self._last_step = step
 
     def _check_fit(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Refuse what another run has written, before any live object is touched."""
-        if checkpoint.get("format") != FORMAT:
+        if checkpoint.get("format") not in FORMATS:
             raise CheckpointError(
                 f"{path} has format {checkpoint.get('format')}, this version reads {FORMAT}: "
                 "resume with the version that wrote it"
             )
-        expected = {"format", "metadata", "best", *self.to_save}
-        differing = {name: name for name in expected ^ checkpoint.keys()}
-        metadata = checkpoint.get("metadata", {})
-        for key in sorted(self.metadata.keys() | metadata.keys()):
-            old, new = metadata.get(key), self.metadata.get(key)
-            if old != new:
-                differing[key] = f"{key}: {old} -> {new}"
+        known = {"format", "run", "step", "metadata", "best", "positions"}
+        differing = [name for name in checkpoint if name not in known | self.to_save.keys()]
+        before = {**self.assumed, **checkpoint.get("metadata", {})}
+        for key in sorted(self.metadata.keys() | checkpoint.get("metadata", {}).keys()):
+            if before.get(key) != self.metadata.get(key):
+                differing.append(f"{key}: {before.get(key)} -> {self.metadata.get(key)}")
         for name, live in self.to_save.items():
             if name in checkpoint:
-                old, new = _layout(live, checkpoint[name]), _layout(live, live.state_dict())
-                for key in sorted(old.keys() | new.keys()):
-                    if old.get(key) != new.get(key):
-                        differing[key] = f"{name}.{key}: {old.get(key)} -> {new.get(key)}"
+                differing += differences(live, checkpoint[name], name)
+            else:
+                differing.append(name)
         if differing:
             raise CheckpointError(
-                f"{path} was written by a different run ({', '.join(differing.values())}): "
+                f"{path} was written by a different run ({', '.join(differing)}): "
                 "resume with what it was started with, or choose another folder"
             )
-
-
-def _layout(live: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What two states must share for one object to load both."""
-    if isinstance(live, nn.Module):
-        return {key: tuple(value.shape) for key, value in state.items()}
-    if isinstance(live, Optimizer):
-        return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}
-    return {}
+        for name, live in self.to_save.items():
+            try:
+                check_finite(live, checkpoint[name], name)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: refused: {error}") from None

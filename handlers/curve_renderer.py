@@ -7,9 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from typing_extensions import Self
 
+from ultimus_ignite.handlers.attachable import Attachable
 from ultimus_ignite.handlers.history import History, Row
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 SETS = {"train": "Training", "test": "Test", "val": "Validation"}
 
 
-class CurveRenderer:
+class CurveRenderer(Attachable):
     """Draws a `History` at the end of a run, also of one that is interrupted.
 
     A picture that cannot be drawn or written is a warning, never the end of a run.
@@ -53,18 +55,24 @@ class CurveRenderer:
     def __init__(
         self, history: History, *, path: Path | str, title: str = "", writer: Any = None
     ) -> None:
+        super().__init__()
         self.history = history
         self.path = Path(path)
         self.title = title
         self.writer = writer
 
     def attach(self, engine: Engine) -> Self:
-        """Attach to a trainer, after `History`."""
-        engine.add_event_handler(Events.COMPLETED, self.render)
-        return self
+        """Attach to a trainer."""
+        return self._attach(
+            engine,
+            (Events.STARTED, self._go_last),  # after an evaluation at the end of the run
+            (Events.COMPLETED, self.render),
+        )
 
     def render(self) -> None:
-        """Draw what the history holds."""
+        """Draw what the history holds, on rank 0."""
+        if idist.get_rank() != 0:
+            return
         try:
             figure = draw_curves(self.history.rows, self.history.rates, title=self.title)
             save_figure(figure, self.path)
@@ -167,5 +175,6 @@ def _numbers(rows: Sequence[Row], column: str) -> list[float]:
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG so that a reader meets the old picture or the new one, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(temporary, format="png")
     temporary.replace(path)

@@ -78,8 +78,10 @@ class Display:
     def _append(self, text: str) -> None:
         if self._log_path is not None:
             # Nor must a full disk: what is written here stands in the history too.
-            with contextlib.suppress(OSError), self._log_path.open("a", encoding="utf-8") as log:
-                print(text, file=log)
+            with contextlib.suppress(OSError):
+                self._log_path.parent.mkdir(parents=True, exist_ok=True)
+                with self._log_path.open("a", encoding="utf-8") as log:
+                    print(text, file=log)
 
 
 def _shows_bars(file: TextIO | None) -> bool:

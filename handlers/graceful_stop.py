@@ -1,33 +1,41 @@
 """Ends training in good order when the machine, or its user, asks for it."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch.utils.data import DataLoader
 from typing_extensions import Self
 
+from ultimus_ignite.handlers.attachable import Attachable
 
-class GracefulStop:
+
+class GracefulStop(Attachable):
     """Turns a signal into ``terminate()`` at the next boundary.
 
     The boundary is the end of the iteration, or, for an epoch's last iteration, the end of
     ``EPOCH_COMPLETED``, so that an evaluation is finished and never lost. A `Checkpointer` then
     saves on ``TERMINATE``. A second signal is handled as if this handler were not there: SIGINT
-    raises KeyboardInterrupt, SIGTERM ends the process.
+    raises KeyboardInterrupt, SIGTERM ends the process. So is a signal outside a run of the engine,
+    also after one that ended in an exception. The workers of the engine's `DataLoader` outlive the
+    first signal, which a terminal or a batch system sends to the whole process group.
 
     =======================  =============
     Event                    Method
     =======================  =============
-    ``STARTED``              `listen`
+    ``STARTED``              `open`
+    ``ITERATION_STARTED``    `listen`
     ``ITERATION_COMPLETED``  `end_iteration`
     ``EPOCH_COMPLETED``      `end_epoch`
+    ``INTERRUPT``            `close`
+    ``TERMINATE``            `close`
     ``COMPLETED``            `close`
     =======================  =============
 
-    Attach it after the handler that runs the evaluator. An exception skips ``COMPLETED``: call
-    `close` in a ``finally`` where the process goes on after one.
+    Attach it after the handler that runs the evaluator.
 
     Args:
         signals: which signals to listen to.
@@ -48,23 +56,42 @@ class GracefulStop:
     def __init__(
         self, *, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
     ) -> None:
+        super().__init__()
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[int, Any] = {}  # what handled a signal before this handler
+        self._is_listening = False
+        self._loader: tuple[DataLoader[Any], Any] | None = None  # and its own worker_init_fn
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
-        engine.add_event_handler(Events.STARTED, self.listen)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_iteration)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
-        engine.add_event_handler(Events.COMPLETED, self.close)
-        return self
+        return self._attach(
+            engine,
+            (Events.STARTED, self.open),
+            (Events.ITERATION_STARTED, self.listen),
+            (Events.ITERATION_COMPLETED, self.end_iteration),
+            (Events.EPOCH_COMPLETED, self.end_epoch),
+            (Events.INTERRUPT, self.close),
+            (Events.TERMINATE, self.close),
+            (Events.COMPLETED, self.close),
+        )
 
-    def listen(self) -> None:
+    def open(self, engine: Engine) -> None:
         """Take the signals over."""
         self.received = None
+        self.close()  # an exception skips COMPLETED
+        self.listen()
+        self._spare_workers(engine.state.dataloader)
+
+    def listen(self) -> None:
+        """Take the signals over, unless one has come: `interrupt` gives them back in mid-run."""
+        if self._is_listening or self.received:
+            return
+        self._is_listening = True
         for number in self.signals:
-            self._previous[number] = signal.signal(number, self._note)
+            previous = signal.signal(number, self._note)
+            if previous != self._note:
+                self._previous[number] = previous or signal.SIG_DFL  # None: not set by Python
 
     def end_iteration(self, engine: Engine) -> None:
         """Stop in the middle of an epoch; its last iteration is left to `end_epoch`."""
@@ -78,10 +105,44 @@ class GracefulStop:
             engine.terminate()
 
     def close(self) -> None:
-        """Give the signals back."""
-        while self._previous:
-            signal.signal(*self._previous.popitem())
+        """Give the signals and the loader back."""
+        self._is_listening = False
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._note:  # else somebody has taken it over since
+                signal.signal(number, previous)
+        if self._loader is not None:
+            loader, loader.worker_init_fn = self._loader
+            self._loader = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        is_first = not self.received and self._is_running(frame)
         self.close()  # the second one finds what was there before
+        previous = self._previous.pop(number, signal.SIG_DFL)
+        if is_first:
+            self.received = signal.Signals(number)
+            if isinstance(getattr(previous, "__self__", None), GracefulStop):
+                previous(number, frame)  # of a run around this one, which is to end as well
+        elif callable(previous):
+            previous(number, frame)
+        elif previous == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _spare_workers(self, loader: Any) -> None:
+        if isinstance(loader, DataLoader) and loader.num_workers:
+            self._loader = loader, loader.worker_init_fn
+            loader.worker_init_fn = partial(_outlive_a_signal, self.signals, loader.worker_init_fn)
+
+
+def _outlive_a_signal(
+    signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker: int
+) -> None:
+    """Have a DataLoader's worker pass over the first signal; the second ends it."""
+
+    def pass_over(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        signal.signal(number, pass_over)
+    if init is not None:
+        init(worker)

@@ -5,29 +5,34 @@ import os
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.outputs import read_output, read_outputs
+from ultimus_ignite.handlers.attachable import Attachable
+from ultimus_ignite.handlers.outputs import Means, OutputReader, scalars
 
 SPLITS = ("test", "val")
 Row = dict[str, float | None]
 _NUMBER = {"epoch": int, "iteration": int}  # the others are floats
 
 
-class History(Serializable):
+class History(Attachable, Serializable):
     """Keeps what a run measured, and writes ``history.csv`` after each epoch.
 
-    Losses are means over samples, accuracies fractions in [0, 1], ``lr`` is the rate of the
-    epoch's first iteration, ``seconds`` the epoch's wall time up to its row. The outputs of an
-    epoch's iterations stay where they are, on the device, and are read in one transfer at its end.
+    Every number of the step's output has a column, ``train_loss`` for ``loss``, with its mean over
+    the epoch's samples; every scalar metric of an evaluator has one, ``test_loss`` for ``loss``.
+    Accuracies are fractions in [0, 1], ``lr`` is the rate of the epoch's first iteration,
+    ``seconds`` the epoch's wall time up to its row. An evaluation belongs to the epoch in which it
+    ends, also where the row is closed already. The outputs of an epoch's iterations stay on the
+    device, and are read in one transfer at its end.
 
     =======================  ===========
     Event                    Method
@@ -36,22 +41,21 @@ class History(Serializable):
     ``EPOCH_STARTED``        `start`
     ``ITERATION_STARTED``    `note_rate`
     ``ITERATION_COMPLETED``  `update`
-    evaluator's ``COMPLETED``  `note_test`
+    evaluator's ``COMPLETED``  `note_metrics`
     ``EPOCH_COMPLETED``      `record`
     =======================  ===========
-
-    Attach it after the scheduler and after the handler that runs the evaluator.
 
     Args:
         optimizer: the rate is read from its first parameter group.
         path: where to write the rows after each epoch; not written when left out.
-        evaluated: ``test`` or ``val``: what the evaluator measures, and how the columns of
-            ``history.csv`` are called.
-        output_transform: turns ``engine.state.output`` into a mapping with ``loss`` (mean over the
-            batch) and, where known, ``correct`` and ``count``; a bare loss will do.
+        evaluated: ``test`` or ``val``: what a single evaluator measures, and the prefix of its
+            columns.
+        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
+            `ultimus_ignite.handlers.outputs.OutputReader`.
 
     Raises:
-        ValueError: ``evaluated`` is none of the two.
+        ValueError: ``evaluated`` is neither ``test`` nor ``val``.
+        TypeError: at the first iteration: there is no number in the step's output.
 
     Attributes:
         rows: one dict an epoch, keyed by the columns of ``history.csv``; None where not measured.
@@ -70,10 +74,6 @@ class History(Serializable):
     rows: list[Row]
     rates: list[float]
     losses: list[float]
-    _outputs: list[tuple[Any, Any, int]]  # (loss, correct, count) of this epoch's iterations
-    _test: dict[str, float]  # of the evaluation since the last row
-    _clock: float
-    _seconds: float  # of this epoch, spent before the run was last resumed
     _state_dict_all_req_keys = ("rows", "rates", "losses", "unfinished", "seconds")
 
     def __init__(
@@ -81,26 +81,51 @@ class History(Serializable):
         optimizer: Optimizer,
         *,
         path: Path | str | None = None,
-        evaluated: Literal["test", "val"] = "test",
+        evaluated: str = "test",
         output_transform: Callable[[Any], Any] = lambda output: output,
     ) -> None:
-        self.optimizer = optimizer
-        self.path = None if path is None else Path(path)
-        self.output_transform = output_transform
+        super().__init__()
         if evaluated not in SPLITS:
             raise ValueError(f"evaluated must be test or val, got {evaluated!r}")
+        self.optimizer = optimizer
+        self.path = None if path is None else Path(path)
         self.evaluated = evaluated
+        self._read_output = OutputReader(self, output_transform)
+        self._columns = columns(evaluated)
+        self._own = "train"  # prefix of the columns of the step's output
         self._clear()
 
-    def attach(self, engine: Engine, evaluator: Engine | None = None) -> Self:
-        """Attach to a trainer and, where there is one, to the evaluator it runs."""
-        engine.add_event_handler(Events.STARTED, self.reset)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self.note_rate)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.record)
-        if evaluator is not None:
-            evaluator.add_event_handler(Events.COMPLETED, self.note_test)
+    def attach(
+        self, engine: Engine, evaluator: Engine | Mapping[str, Engine] | None = None
+    ) -> Self:
+        """Attach to a trainer and to the evaluators it runs.
+
+        Args:
+            engine: the trainer.
+            evaluator: one evaluator, whose columns begin with ``evaluated``; or several by the
+                prefixes of their columns. Of one called ``train`` the columns are ``train_loss``
+                and so on; those of the step's output then begin with ``running``.
+        """
+        self._attach(
+            engine,
+            (Events.STARTED, self._go_last, Events.ITERATION_STARTED),  # after any scheduler
+            (Events.STARTED, self.reset),
+            (Events.EPOCH_STARTED, self.start),
+            (Events.ITERATION_STARTED, self.note_rate),
+            (Events.ITERATION_COMPLETED, self.update),
+            (Events.EPOCH_COMPLETED, self.record),
+        )
+        if isinstance(evaluator, Mapping):
+            self._columns = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "seconds")
+            self._own = "running" if "train" in evaluator else "train"
+        elif evaluator is not None:
+            evaluator = {self.evaluated: evaluator}
+        for name, each in (evaluator or {}).items():
+            self._listen(
+                each,
+                (Events.STARTED, self._go_last),  # after all metrics
+                (Events.COMPLETED, self.note_metrics, name),
+            )
         return self
 
     def reset(self, engine: Engine) -> None:
@@ -108,89 +133,139 @@ class History(Serializable):
         if engine.state.iteration == 0:
             self._clear()
 
-    def start(self) -> None:
-        """Start the epoch's clock."""
+    def start(self, engine: Engine) -> None:
+        """Start the epoch's clock; an epoch that was cut off before its end gets its row."""
+        if self._epoch not in (None, engine.state.epoch):
+            if self._means.iterations:
+                self._record()
+            self._pending = {}
+        self._epoch = engine.state.epoch
         self._clock = time.monotonic()
 
     def note_rate(self) -> None:
-        """Keep the rate that this iteration is about to use."""
-        self.rates.append(float(self.optimizer.param_groups[0]["lr"]))
+        """Note the rate that this iteration is about to use."""
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, engine: Engine) -> None:
         """Keep this iteration's output, without reading it."""
-        self._outputs.append(read_output(self.output_transform(engine.state.output)))
+        self._means.add(*self._read_output(engine.state.output))
+        self.rates.append(self._rate)
+        self._iteration = engine.state.iteration
 
-    def note_test(self, evaluator: Engine) -> None:
-        """Keep the metrics ``loss`` and ``accuracy`` of the evaluator that has just run."""
-        metrics = evaluator.state.metrics
-        self._test = {key: metrics[key] for key in ("loss", "accuracy") if key in metrics}
+    def note_metrics(self, evaluator: Engine, name: str) -> None:
+        """Keep the scalar metrics of the evaluator that has just run."""
+        if not self._epoch:
+            return  # before the first epoch, which has no part in them
+        metrics = scalars(evaluator.state.metrics)
+        metrics.pop("count", None)  # of samples: not a result
+        measured = {f"{name}_{metric}": value for metric, value in metrics.items()}
+        if not self.rows or self.rows[-1]["epoch"] != self._epoch:
+            self._pending.update(measured)
+            return
+        row = self.rows[-1]
+        if not self._is_running():  # the same evaluator may now measure something else
+            measured = {k: v for k, v in measured.items() if row.get(k) is None}
+        row.update(measured)
+        self._write()
 
     def record(self, engine: Engine) -> None:
         """Close the epoch's row and write ``history.csv``."""
-        losses, correct, counts = read_outputs(self._outputs)
-        total = sum(counts)
-        self.losses += losses
-        self.rows.append(
-            {
-                "epoch": engine.state.epoch,
-                "iteration": engine.state.iteration,
-                "lr": self.rates[-len(losses)],
-                "train_loss": sum(x * n for x, n in zip(losses, counts, strict=True)) / total,
-                "train_accuracy": sum(correct) / total if correct else None,
-                f"{self.evaluated}_loss": self._test.get("loss"),
-                f"{self.evaluated}_accuracy": self._test.get("accuracy"),
-                "seconds": self._elapsed(),
-            }
-        )
-        self._outputs, self._test, self._seconds = [], {}, 0.0
-        if self.path is not None:
-            try:
-                write_csv(self.rows, self.path)
-            except OSError as error:  # the rows are kept, the next epoch writes them all
-                warnings.warn(f"{self.path} not written: {error.strerror}", stacklevel=2)
+        if self._means.iterations:
+            self._iteration = engine.state.iteration
+            self._record()
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, the unfinished epoch included, as plain numbers."""
-        losses, correct, counts = read_outputs(self._outputs)
+        self._read()
         return OrderedDict(
             rows=[dict(row) for row in self.rows],
             rates=torch.tensor(self.rates, dtype=torch.float64),
             losses=torch.tensor(self.losses, dtype=torch.float64),
-            unfinished={"losses": losses, "correct": correct, "counts": counts},
+            unfinished={
+                "epoch": self._epoch,
+                "iteration": self._iteration,
+                "means": self._means.state_dict(),
+                "losses": list(self._epoch_losses),
+                "metrics": dict(self._pending),
+            },
             seconds=self._elapsed(),
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up a history where it was left."""
         super().load_state_dict(state_dict)
+        self._clear()
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.rates = state_dict["rates"].tolist()
         self.losses = state_dict["losses"].tolist()
-        losses, correct, counts = state_dict["unfinished"].values()
-        self._outputs = list(zip(losses, correct or [None] * len(losses), counts, strict=True))
         self._seconds = state_dict["seconds"]
+        unfinished = state_dict["unfinished"]
+        if "means" in unfinished:
+            self._epoch, self._iteration = unfinished["epoch"], unfinished["iteration"]
+            self._means = Means(self, unfinished["means"])
+            self._epoch_losses = list(unfinished["losses"])
+            self._pending = dict(unfinished["metrics"])
+        else:  # written by version 0.1.0
+            losses, correct, counts = unfinished.values()
+            for loss, hits, count in zip(losses, correct or losses, counts, strict=True):
+                values = {"loss": loss} | ({"correct": hits} if correct else {})
+                self._means.add(values, count)
 
     def _clear(self) -> None:
         self.rows, self.rates, self.losses = [], [], []
-        self._outputs, self._test = [], {}
-        self._clock, self._seconds = time.monotonic(), 0.0
+        self._epoch: int | None = None  # the one whose outputs are in _means
+        self._iteration = 0
+        self._rate = 0.0
+        self._clear_epoch()
+        self._clock = time.monotonic()
+
+    def _clear_epoch(self) -> None:
+        self._means = Means(self)
+        self._epoch_losses: list[float] = []
+        self._pending: Row = {}  # metrics of this epoch's evaluations
+        self._seconds = 0.0  # spent in this epoch before the run was last resumed
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._clock
 
+    def _read(self) -> None:
+        self._epoch_losses += self._means.read().get("loss", [])
+
+    def _record(self) -> None:
+        self._read()
+        self.losses += self._epoch_losses
+        row: Row = dict.fromkeys(self._columns)
+        row["epoch"], row["iteration"] = self._epoch, self._iteration
+        row["lr"] = self.rates[-self._means.iterations]
+        row.update({f"{self._own}_{k}": v for k, v in self._means.values().items()})
+        row.update(self._pending)
+        row["seconds"] = self._elapsed()
+        self.rows.append(row)
+        self._clear_epoch()
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None and idist.get_rank() == 0:
+            try:
+                write_csv(self.rows, self.path)
+            except OSError as error:  # the rows are kept, the next epoch writes them all
+                warnings.warn(f"{self.path} not written: {error.strerror}", stacklevel=2)
+
 
 def columns(evaluated: str = "test") -> tuple[str, ...]:
-    """The columns of ``history.csv``."""
+    """The columns of ``history.csv``; other numbers, by their own names, come after them."""
     measured = ("train_loss", "train_accuracy", f"{evaluated}_loss", f"{evaluated}_accuracy")
     return ("epoch", "iteration", "lr", *measured, "seconds")
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write the rows so that a reader, or a kill, meets the old file or the new one."""
+    header = dict.fromkeys(column for row in rows for column in row)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer = csv.DictWriter(file, header, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)  # floats are written with repr, None as nothing
             file.flush()
@@ -209,7 +284,7 @@ def read_csv(path: Path) -> list[Row]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) not in map(columns, SPLITS):
+        if not {"epoch", "iteration", "lr", "seconds"} <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"{path} is not a history: its first line should be {','.join(columns('test'))}"
             )

@@ -14,9 +14,10 @@ import torch
 from ignite.engine import Engine, State
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ultimus_ignite.handlers.lr_curve import LRCurve
-from ultimus_ignite.handlers.outputs import read_output
+from ultimus_ignite.handlers.outputs import OutputReader
 
 
 class LRFinderError(ValueError):
@@ -31,7 +32,8 @@ class LRFinder:
     error or Ctrl-C, all of this is bit for bit what it was:
 
     - weights, buffers, gradients, train mode and other attributes of every submodule;
-    - the optimizer's state, groups and attributes, and the scaler;
+    - the optimizer's state, groups and attributes, and the scaler; so it is with every other
+      optimizer that the step uses (a GAN's second), whose rates stay what they are;
     - the random state of torch (CPU and accelerators), numpy, Python and the loader's generators;
     - the trainer: the step gets a stand-in for it, with a copy of what the user keeps in ``state``.
 
@@ -97,7 +99,7 @@ class LRFinder:
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler
-        self.output_transform = output_transform
+        self._read_output = OutputReader(self, output_transform)
 
     def run(self, trainer: Engine, data: Iterable[Any]) -> LRCurve:
         """Make the test, which ends early where the loss diverges.
@@ -112,16 +114,13 @@ class LRFinder:
         curve = LRCurve()
         with leaving_no_trace(self.model, self.optimizer, self.scaler, data):
             engine = _stand_in(trainer, epoch_length=len(self.rates))
-            # Handlers hang on to these too; they come back with the optimizer's attributes.
-            for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-                setattr(self.optimizer, hooks, OrderedDict())
             if not self.model.training:  # a trainer may leave it to a handler to say so
                 self.model.train()
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):
                 engine.state.iteration += 1
                 engine.state.batch = batch
                 output = trainer._process_function(engine, batch)  # it has no public name
-                loss = float(read_output(self.output_transform(output))[0])
+                loss = float(self._read_output.loss(self._read_output(output)[0]))
                 # Ranks that did not stop together would wait for each other for ever.
                 curve.add(rate, float(idist.all_reduce(loss)) / idist.get_world_size())
                 if curve.diverged_at is not None:
@@ -165,23 +164,47 @@ def leaving_no_trace(
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 stack.callback(generator.set_state, generator.get_state())
 
-        parameters = dict.fromkeys([*_parameters(optimizer), *model.parameters()])
-        for tensor in (*parameters, *model.buffers()):
-            stack.callback(tensor.detach().copy_, tensor.detach().clone())
-        for parameter in parameters:
+        known: set[Any] = set()  # parameters and optimizers that will be put back
+        _lend_parameters(stack, [*_parameters(optimizer), *model.parameters()], known)
+        for buffer in model.buffers():
+            stack.callback(buffer.detach().copy_, buffer.detach().clone())
+        for module in model.modules():
+            stack.callback(_put_back, vars(module), dict(vars(module)))
+            stack.callback(_put_back, module._buffers, dict(module._buffers))
+        if scaler is not None:
+            _lend(stack, vars(scaler))
+        _lend_optimizer(stack, optimizer, known)
+
+        def lend_another(other: Optimizer, *_: Any) -> None:
+            """Before its first step here: what it holds is still as it was."""
+            if other not in known:
+                _lend_parameters(stack, _parameters(other), known)
+                _lend_optimizer(stack, other, known)
+
+        stack.callback(register_optimizer_step_pre_hook(lend_another).remove)
+        yield
+
+
+def _lend_parameters(
+    stack: contextlib.ExitStack, parameters: Iterable[Tensor], known: set[Any]
+) -> None:
+    for parameter in parameters:
+        if parameter not in known:
+            known.add(parameter)
+            stack.callback(parameter.detach().copy_, parameter.detach().clone())
             stack.callback(setattr, parameter, "grad", parameter.grad)
             parameter.grad = None if parameter.grad is None else parameter.grad.clone()
 
-        for live in (vars(optimizer), *map(vars, model.modules())):
-            stack.callback(_put_back, live, dict(live))
-        for module in model.modules():
-            stack.callback(_put_back, module._buffers, dict(module._buffers))
-        for group in optimizer.param_groups:
-            _lend(stack, group, but=["params"])
-        _lend(stack, optimizer.state)
-        if scaler is not None:
-            _lend(stack, vars(scaler))
-        yield
+
+def _lend_optimizer(stack: contextlib.ExitStack, optimizer: Optimizer, known: set[Any]) -> None:
+    known.add(optimizer)
+    stack.callback(_put_back, vars(optimizer), dict(vars(optimizer)))
+    for group in optimizer.param_groups:
+        _lend(stack, group, but=["params"])
+    _lend(stack, optimizer.state)
+    # Handlers hang on to these too; they come back with the optimizer's attributes.
+    for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        setattr(optimizer, hooks, OrderedDict())
 
 
 def _lend(
@@ -207,9 +230,17 @@ def _stand_in(trainer: Engine, epoch_length: int) -> Engine:
     """The trainer at its first iteration, without its handlers, for its step to look at."""
     engine = copy.copy(trainer)
     engine._event_handlers = defaultdict(list)
-    users = {key: vars(trainer.state)[key] for key in vars(trainer.state).keys() - vars(State())}
-    engine.state = State(epoch=1, max_epochs=1, epoch_length=epoch_length, **copy.deepcopy(users))
+    own, memo = vars(State()), {}
+    users = {k: _copy(v, memo) for k, v in vars(trainer.state).items() if k not in own}
+    engine.state = State(epoch=1, max_epochs=1, epoch_length=epoch_length, **users)
     return engine
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock, a file: what cannot be copied is shared
+        return value
 
 
 def _endless(data: Iterable[Any]) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Stops a run before NaN or infinity reaches the weights, or when its loss explodes."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,9 +10,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.outputs import read_output
+from ultimus_ignite.handlers.attachable import Attachable
+from ultimus_ignite.handlers.outputs import OutputReader
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
 WINDOW = 50  # iterations whose median loss is the measure of an explosion
@@ -22,7 +25,7 @@ class NonFiniteError(RuntimeError):
     """The loss or its gradient became NaN or infinite, or the loss exploded; says where."""
 
 
-class NonFiniteGuard:
+class NonFiniteGuard(Attachable):
     """Looks at the gradients just before the optimizer's step, and at the loss just after it.
 
     A flag on the device goes up with the first NaN or infinity and stays up. A fused optimizer
@@ -30,6 +33,7 @@ class NonFiniteGuard:
     read once a second and at the end of an epoch, and the run then stops with the weights as they
     were before the bad step. For an optimizer that is not fused the flag is read at every step.
     Under a `GradScaler`, which expects infinite gradients and skips them, only the loss counts.
+    Outside a run of the engine the optimizer steps as if there were no guard.
 
     With ``max_loss_ratio`` the flag also goes up when 5 losses in a row are more than that many
     times the median of the last 50, a median that is taken every fifth iteration.
@@ -38,21 +42,27 @@ class NonFiniteGuard:
     Event                    Method
     =======================  ===========
     ``STARTED``              `reset`
-    the optimizer's step     `inspect_gradients`
+    ``ITERATION_STARTED``    `arm`
+    the optimizer's step     `inspect_gradients`, `take_flag_back`
     ``ITERATION_COMPLETED``  `inspect_loss`
     ``EPOCH_COMPLETED``      `check`
     ``TERMINATE``            `check`
+    ``INTERRUPT``            `close`
+    ``COMPLETED``            `close`
     =======================  ===========
 
     Attach it before a `Checkpointer`; where that saves every n iterations, call `check` then too.
 
     Args:
         optimizer: whose step is guarded.
-        max_loss_ratio: how many times its running median the loss may be; any when None.
-        output_transform: turns ``engine.state.output`` into a mapping with ``loss``, or the loss.
+        max_loss_ratio: how many times its running median the loss may be; no limit when None.
+        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
+            `ultimus_ignite.handlers.outputs.OutputReader`. Where one is called ``loss`` it alone
+            is looked at, else all are.
 
     Raises:
-        ValueError: ``max_loss_ratio`` is not above 1.
+        ValueError: ``max_loss_ratio`` is not above 1, or the optimizer is none of torch's.
+        TypeError: at the first iteration: there is no number in the step's output.
         NonFiniteError: from `check`, or from the optimizer's step where it is not fused.
 
     Example:
@@ -82,58 +92,73 @@ class NonFiniteGuard:
         max_loss_ratio: float | None = None,
         output_transform: Callable[[Any], Any] = lambda output: output,
     ) -> None:
+        super().__init__()
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"{type(optimizer).__name__} is no torch.optim.Optimizer")
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, got {max_loss_ratio}")
         self.optimizer = optimizer
         self.max_loss_ratio = max_loss_ratio
-        self.output_transform = output_transform
-        self._is_fused = all(group.get("fused") for group in optimizer.param_groups)
-        device = optimizer.param_groups[0]["params"][0].device
-        self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
-        self._bad = torch.zeros((), device=device)  # iterations since then
-        self._losses = torch.zeros(WINDOW, device=device)  # the last ones, in a ring
-        self._limit = torch.zeros((), device=device)  # a loss above it is too high
-        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)  # the last were, a ring
-        self._exploded = torch.zeros((), device=device)  # 1 from the first explosion on
-        self._one = torch.ones((), device=device)
+        self._read_output = OutputReader(self, output_transform)
+        self._hooks: list[RemovableHandle] = []  # on the optimizer's step, during a run
         self._rates: list[float] = []  # of the iterations since the last reading
         self._first_unread = 1
-        self._next_check = 0.0
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer, before any handler that saves."""
-        self.optimizer.register_step_pre_hook(self.inspect_gradients)
-        engine.add_event_handler(Events.STARTED, self.reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.inspect_loss)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.check)
-        engine.add_event_handler(Events.TERMINATE, self.check)
-        return self
+        return self._attach(
+            engine,
+            (Events.STARTED, self.reset),
+            (Events.ITERATION_STARTED, self.arm),
+            (Events.ITERATION_COMPLETED, self.inspect_loss),
+            (Events.EPOCH_COMPLETED, self.check),
+            (Events.TERMINATE, self.check),
+            (Events.INTERRUPT, self.close),
+            (Events.COMPLETED, self.close),
+        )
 
     def reset(self, engine: Engine) -> None:
-        """Begin with the flag down."""
-        self._found.zero_()
-        self._bad.zero_()
-        self._losses.fill_(torch.inf)  # nothing is above the median until half of it is known
-        self._limit.fill_(torch.inf)
-        self._high.zero_()
-        self._exploded.zero_()
+        """Begin with the flag down, on the device where the parameters are now."""
+        self.close()  # an exception skips COMPLETED
+        groups = self.optimizer.param_groups
+        parameters = (parameter for group in groups for parameter in group["params"])
+        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
+        self._bad = torch.zeros((), device=device)  # iterations since then
+        self._one = torch.ones((), device=device)
+        self._alarm = (
+            None if self.max_loss_ratio is None else _Explosion(self.max_loss_ratio, device)
+        )
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
         self._next_check = time.monotonic() + CHECK_INTERVAL
 
+    def arm(self) -> None:
+        """Hook on to the optimizer's step, unless that has been done in this run."""
+        if not self._hooks:
+            self._hooks = [
+                self.optimizer.register_step_pre_hook(self.inspect_gradients),
+                self.optimizer.register_step_post_hook(self.take_flag_back),
+            ]
+
+    def close(self) -> None:
+        """Take the hooks from the optimizer, and the flag where a step has left it there."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self.take_flag_back(self.optimizer)
+
     def inspect_gradients(self, optimizer: Optimizer, *_: Any) -> None:
         """Raise the flag if a gradient is not finite, and have the step skipped."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf is not self._found:
+        if not self._is_running():  # the run ended in an exception, which has left its hooks
+            self.take_flag_back(optimizer)
+            # From the last hook after the step, as hooks cannot be removed while others follow.
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))
+            return
+        if getattr(optimizer, "found_inf", None) is not None:
             return  # a GradScaler is at work
-        gradients = defaultdict(list)
         for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    gradients[parameter.grad.dtype].append(parameter.grad)
-        for same_dtype in gradients.values():
-            self._look_at(same_dtype)
-        if self._is_fused:
+            self._look_at([p.grad for p in group["params"] if p.grad is not None])
+        if _skips_by_itself(optimizer):
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
@@ -141,13 +166,22 @@ class NonFiniteGuard:
             self._rates.append(self._rate())
             self.check()
 
+    def take_flag_back(self, optimizer: Optimizer, *_: Any) -> None:
+        """Leave the optimizer as it was before its step."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and found_inf is getattr(self, "_found", None):
+            del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+
     def inspect_loss(self, engine: Engine) -> None:
         """Raise the flag if the loss is not finite; read it when the last reading is old enough."""
-        loss = read_output(self.output_transform(engine.state.output))[0]
-        loss = torch.as_tensor(loss, device=self._found.device)
-        self._look_at([loss])
-        if self.max_loss_ratio is not None:
-            self._compare(loss, engine.state.iteration, self.max_loss_ratio)
+        values, _ = self._read_output(engine.state.output)
+        losses = [values["loss"]] if "loss" in values else list(values.values())
+        self._look_at([loss for loss in losses if isinstance(loss, Tensor)])
+        if not all(math.isfinite(loss) for loss in losses if isinstance(loss, float)):
+            self._found.fill_(1.0)
+        if self._alarm is not None:
+            loss = self._read_output.loss(values)
+            self._found.logical_or_(self._alarm.hear(loss, engine.state.iteration))
         self._bad.add_(self._found)
         self._rates.append(self._rate())
         if time.monotonic() >= self._next_check:
@@ -155,12 +189,14 @@ class NonFiniteGuard:
 
     def check(self) -> None:
         """Read the flag, and end the run if it is up."""
-        bad, exploded = torch.stack([self._bad, self._exploded]).tolist()
+        exploded = self._found if self._alarm is None else self._alarm.exploded
+        bad, has_exploded = torch.stack([self._bad, exploded]).tolist()
         if bad:
             good = len(self._rates) - int(bad)
             what = "the loss or its gradient became NaN or infinite"
-            if exploded:
+            if self._alarm is not None and has_exploded:
                 what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
+            self.close()
             raise NonFiniteError(
                 f"{what} at iteration {self._first_unread + good}, "
                 f"rate {self._rates[good]}: lower the learning rate or clip the gradients; "
@@ -170,16 +206,58 @@ class NonFiniteGuard:
         self._rates.clear()
         self._next_check = time.monotonic() + CHECK_INTERVAL
 
-    def _compare(self, loss: Tensor, iteration: int, ratio: float) -> None:
-        if iteration % PATIENCE == 0:
-            torch.mul(self._losses.median(), ratio, out=self._limit)
-        self._high[iteration % PATIENCE].copy_(loss > self._limit)
-        self._found.logical_or_(self._exploded.logical_or_(self._high.all()))
-        self._losses[iteration % WINDOW].copy_(loss)
-
     def _look_at(self, tensors: list[Tensor]) -> None:
-        # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.
-        torch._amp_foreach_non_finite_check_and_unscale_(tensors, self._found, self._one)
+        """Raise the flag if one of them holds NaN or infinity, without a copy of them."""
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            dense = _dense_real(tensor)
+            if dense.is_floating_point():  # an integer is always finite
+                by_kind[dense.device, dense.dtype].append(dense)
+        for (device, _), same in by_kind.items():
+            here = device == self._found.device
+            found = self._found if here else torch.zeros((), device=device)
+            one = self._one if here else torch.ones((), device=device)
+            # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.
+            torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
+            if not here:
+                self._found.logical_or_(found.to(self._found.device))
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+class _Explosion:
+    """Whether the last losses were all many times the median of those before."""
+
+    def __init__(self, ratio: float, device: torch.device) -> None:
+        self.ratio = ratio
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # Nothing is above the median until half of the ring is known.
+        self._losses = torch.full((WINDOW,), torch.inf, dtype=dtype, device=device)
+        self._limit = torch.full((), torch.inf, dtype=dtype, device=device)
+        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)  # a ring, too
+        self.exploded = torch.zeros((), device=device)  # 1 from the first explosion on
+
+    def hear(self, loss: Any, iteration: int) -> Tensor:
+        loss = torch.as_tensor(loss, dtype=self._losses.dtype, device=self._losses.device)
+        if iteration % PATIENCE == 0:
+            torch.mul(self._losses.median(), self.ratio, out=self._limit)
+        self._high[iteration % PATIENCE].copy_(loss > self._limit)
+        self._losses[iteration % WINDOW].copy_(loss)
+        return self.exploded.logical_or_(self._high.all())
+
+
+def _skips_by_itself(optimizer: Optimizer) -> bool:
+    # The attribute is how a fused optimizer tells GradScaler that it reads found_inf; one that
+    # takes fused=True and does not set it would take the bad step.
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and all(
+        group.get("fused") for group in optimizer.param_groups
+    )
+
+
+def _dense_real(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in a dense, real one."""
+    if tensor.layout is not torch.strided:
+        is_coo = tensor.layout is torch.sparse_coo
+        tensor = tensor.coalesce().values() if is_coo else tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from typing_extensions import Self
 
+from ultimus_ignite.handlers.attachable import Attachable
+
 STEPS_AHEAD = 100  # computed at once
 
 
@@ -21,7 +23,7 @@ class Curve(NamedTuple):
     momenta: list[list[float]]  # SGD's momentum or Adam's beta1; empty rows where neither is cycled
 
 
-class OneCycleScheduler(Serializable):
+class OneCycleScheduler(Attachable, Serializable):
     """Sets the rate (and momentum) of iteration i to those of torch's `OneCycleLR` at i - 1.
 
     The value is computed from the iteration alone, in constant time: there is nothing to replay,
@@ -86,6 +88,7 @@ class OneCycleScheduler(Serializable):
         accumulation_steps: int = 1,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        super().__init__()
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
         self.optimizer = optimizer
@@ -110,11 +113,10 @@ class OneCycleScheduler(Serializable):
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer whose iterations are optimizer steps."""
-        engine.add_event_handler(Events.STARTED, self.reset)
-        engine.add_event_handler(Events.ITERATION_STARTED, self.update)
+        rows: list[Any] = [(Events.STARTED, self.reset), (Events.ITERATION_STARTED, self.update)]
         if self.scaler is not None and self.scaler.is_enabled():
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self.count_skips)
-        return self
+            rows.append((Events.ITERATION_COMPLETED, self.count_skips))
+        return self._attach(engine, *rows)
 
     def reset(self, engine: Engine) -> None:
         """Fit the cycle to the run's length."""
@@ -132,8 +134,15 @@ class OneCycleScheduler(Serializable):
                 f"iteration {engine.state.iteration} lies beyond the {self._cycle.total_steps} "
                 f"steps of the one-cycle schedule: run no further than max_epochs x epoch_length"
             )
-        for group, values in zip(self.optimizer.param_groups, self._cycle.at(step), strict=True):
-            group.update(values)
+        groups = self.optimizer.param_groups
+        if len(groups) != self._cycle.num_groups:  # one was added in mid-run: unfrozen layers
+            self._cycle = _Cycle(self.optimizer, self._cycle.total_steps, self._options)
+        for group, values in zip(groups, self._cycle.at(step), strict=True):
+            for key, value in values.items():
+                if isinstance(group[key], torch.Tensor):  # a compiled step looks at this very one
+                    group[key].fill_(value)
+                else:
+                    group[key] = value
 
     def count_skips(self) -> None:
         """Notice a step that the scaler skipped: its scale has just gone down."""
@@ -201,6 +210,7 @@ class _Cycle:
 
     def __init__(self, optimizer: Optimizer, total_steps: int, options: dict[str, Any]) -> None:
         self.total_steps = total_steps
+        self.num_groups = len(optimizer.param_groups)
         self._keys = ["lr"]
         if options["cycle_momentum"]:
             self._keys.append("betas" if "betas" in optimizer.defaults else "momentum")
@@ -208,6 +218,8 @@ class _Cycle:
             {"params": [torch.zeros(1)], **{key: group[key] for key in self._keys if key in group}}
             for group in optimizer.param_groups
         ]
+        for group in groups:
+            group["lr"] = float(group["lr"])  # which may be a tensor
         self._stand_in = Optimizer(groups, dict(optimizer.defaults))
         try:
             self._schedule = OneCycleLR(self._stand_in, total_steps=total_steps, **options)

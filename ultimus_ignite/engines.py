@@ -1,13 +1,13 @@
 """Trainer and evaluator Engines for any `nn.Module` and any iterable of (images, labels)."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from ignite.metrics import Accuracy, Loss, Metric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -67,7 +67,7 @@ def training_step(
 
     Returns:
         ``update(engine, batch)``, whose output is ``{"loss", "correct", "count"}``: two 0-d tensors
-        that stay on the device, and the number of images.
+        that stay on the device, and the number of labels: one an image, or one a pixel.
     """
 
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
@@ -87,14 +87,14 @@ def training_step(
                 loss = loss_fn(logits, y) * (len(y) / len(labels))
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-            hits.append((logits.detach().argmax(dim=1) == y).sum())
+            hits.append(_hits(logits.detach(), y))
         if max_grad_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         loss, correct = reduce(torch.add, losses), reduce(torch.add, hits)
-        return {"loss": loss, "correct": correct, "count": len(labels)}
+        return {"loss": loss, "correct": correct, "count": labels.numel()}
 
     return update
 
@@ -183,41 +183,58 @@ def create_evaluator(
     """
     device = select_device(device)
     model.to(device)
-    was_training = model.training
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
-        with torch.inference_mode(), _autocast(device, autocast_dtype):
+        with _evaluating(model), torch.inference_mode(), _autocast(device, autocast_dtype):
             logits = model(images).float()
             if mirror:
                 logits = (logits + model(images.flip(-1)).float()) / 2
             return logits, labels
 
-    def enter_eval_mode() -> None:
-        nonlocal was_training
-        was_training = model.training
-        model.eval()
-
     evaluator = Engine(update)
-    evaluator.add_event_handler(Events.STARTED, enter_eval_mode)
-    evaluator.add_event_handler(Events.COMPLETED, lambda: model.train(was_training))
     Loss(loss_fn, device=device).attach(evaluator, "loss")
-    Accuracy(device=device).attach(evaluator, "accuracy")
+    Accuracy(_as_classes, device=device).attach(evaluator, "accuracy")
     SampleCount().attach(evaluator, "count")
     return evaluator
 
 
 class SampleCount(Metric):
-    """Number of samples evaluated, so that a log can say ``3257/10000``."""
+    """Number of labels evaluated, so that a log can say ``3257/10000``."""
 
     def reset(self) -> None:
         self._count = 0
 
     def update(self, output: Any) -> None:
-        self._count += len(output[1])
+        self._count += output[1].numel()
 
     def compute(self) -> int:
         return self._count
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, then for every module the mode it was in: a frozen one may stand in another."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are predicted: the highest logit's, or whether the only logit is positive."""
+    if logits.shape == labels.shape:
+        return ((logits > 0) == (labels > 0.5)).sum()
+    return (logits.argmax(dim=1) == labels).sum()
+
+
+def _as_classes(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What Ignite's Accuracy takes: binary predictions where there is one logit a label."""
+    logits, labels = output
+    return (logits > 0, labels > 0.5) if logits.shape == labels.shape else output
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -1,7 +1,5 @@
 """One run, wired in the order in which its events fire."""
 
-import contextlib
-
 from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
@@ -112,8 +110,7 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         trainer.add_event_handler(every, guard.check)
     checkpointer.attach(trainer)
 
-    closing = contextlib.closing
-    with tensorboard, directory.reporting(ENDINGS), closing(logger), closing(stop):
+    with tensorboard, directory.reporting(ENDINGS), logger, stop, guard:
         finished = _train(parts, recipe.epochs)
         if stop.received and not finished:
             raise Interrupted(stop.received)

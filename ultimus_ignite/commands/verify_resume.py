@@ -89,7 +89,7 @@ def leaves(state: Any, path: str = "") -> Iterator[str]:
 
 
 def _final_state(path: Path) -> dict[str, Any]:
-    """The last checkpoint, without the seconds."""
+    """The last checkpoint, without the seconds and the run's own name."""
     from ultimus_ignite.handlers import CheckpointStore
 
     newest = CheckpointStore(RunDirectory(path).checkpoints).load_newest()
@@ -98,7 +98,7 @@ def _final_state(path: Path) -> dict[str, Any]:
     state = newest[1]
     for row in state["history"]["rows"]:
         del row["seconds"]
-    del state["history"]["seconds"]
+    del state["history"]["seconds"], state["run"]
     return state
 
 

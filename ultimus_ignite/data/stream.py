@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ultimus_ignite.data.augment import Augment
+from ultimus_ignite.data.sampler import epoch_order
 from ultimus_ignite.seeding import derive_seed
 
 
@@ -76,7 +77,7 @@ class TrainingStream:
     def order(self, epoch: int) -> Tensor:
         """The order in which a 0-based epoch visits the images."""
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.images), generator=self._generator("order", epoch))
+            order = epoch_order(len(self.images), self.seed, epoch)
             self._order = (epoch, order.to(self.images.device))
         return self._order[1]
 

@@ -1,0 +1,144 @@
+"""The state of one object: under which names it is saved, what fits it, and its way back."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+
+def save_state(live: Any, *, with_lazy: bool = True) -> Any:
+    """The state of an object; a module's names know of no wrapper.
+
+    Args:
+        live: with a ``state_dict``.
+        with_lazy: also what a lazy module has not made yet.
+
+    Example:
+        >>> list(save_state(nn.DataParallel(nn.Linear(1, 1))))
+        ['weight', 'bias']
+    """
+    state = live.state_dict()
+    if not isinstance(live, nn.Module):
+        return state
+    keys = [key for key in state if with_lazy or not is_lazy(state[key])]
+    renamed = type(state)((name, state[key]) for key, name in plain_names(keys).items())
+    versions = getattr(state, "_metadata", {})  # of the modules, for those whose state has changed
+    renamed._metadata = {name: versions[key] for key, name in _plain_modules(versions).items()}
+    return renamed
+
+
+def load_state(live: Any, state: Any) -> None:
+    """Load what `save_state` gave, into an object in the same wrappers or in others.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> load_state(nn.DataParallel(model), {"weight": torch.ones(1, 1), "bias": torch.zeros(1)})
+        >>> model.weight.item()
+        1.0
+    """
+    if isinstance(live, nn.Module):
+        own = live.state_dict()
+        keys = {name: key for key, name in plain_names(own).items()}
+        names = plain_names(state)  # version 0.1.0 saved a wrapped model's own
+        renamed = type(own)((keys.get(name, name), state[key]) for key, name in names.items())
+        versions, modules = getattr(state, "_metadata", {}), _plain_modules(own._metadata)
+        renamed._metadata = {k: versions[name] for k, name in modules.items() if name in versions}
+        state = renamed
+    live.load_state_dict(state)
+
+
+def differences(live: Any, state: Any, name: str) -> list[str]:
+    """Why an object cannot load a state, one text a difference: its name, the old, the new.
+
+    Example:
+        >>> differences(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), "model")
+        ['model.weight: (1, 3) -> (1, 2)']
+    """
+    old, new = _layout(live, state), _layout(live, live.state_dict())
+    return [
+        f"{name}.{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and "not made yet" not in (old.get(key), new.get(key))
+    ]
+
+
+def check_finite(live: Any, state: Any, name: str) -> None:
+    """Look at the trained parameters of a module, and at an optimizer's moments.
+
+    Masks, observers and metrics may be infinite.
+
+    Raises:
+        ValueError: one holds NaN or infinity; names it.
+    """
+    if isinstance(live, nn.Module):
+        trained = {key for key, parameter in live.named_parameters() if parameter.requires_grad}
+        names = plain_names(live.state_dict())
+        looked_at = {names[key]: state.get(names[key]) for key in trained if key in names}
+    elif isinstance(live, Optimizer):
+        looked_at = dict(_tensors(state["state"], "state"))
+    else:
+        return
+    for key, tensor in looked_at.items():
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and not _is_finite(tensor):
+            raise ValueError(f"{name}.{key} holds NaN or infinity")
+
+
+def plain_names(keys: Iterable[str]) -> dict[str, str]:
+    """The keys of a module's state, and the same without what compiling or DDP puts before them.
+
+    Example:
+        >>> plain_names(["module._orig_mod.head.weight"])
+        {'module._orig_mod.head.weight': 'head.weight'}
+    """
+    names = {key: key.replace("_orig_mod.", "") for key in keys}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
+    return names if len(set(names.values())) == len(names) else {key: key for key in names}
+
+
+def _plain_modules(paths: Iterable[str]) -> dict[str, str]:
+    """The same for the paths of modules, of which the outermost has none."""
+    names = plain_names(f"{path}." for path in paths if path)
+    return {"": ""} | {key.rstrip("."): name.rstrip(".") for key, name in names.items()}
+
+
+def _layout(live: Any, state: Any) -> dict[str, Any]:
+    """What two states must share for one object to load both."""
+    if isinstance(live, nn.Module):
+        return {name: _shape(state[key]) for key, name in plain_names(state).items()}
+    if isinstance(live, Optimizer):
+        return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}
+    return {}
+
+
+def _shape(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return "extra state"
+    return "not made yet" if is_lazy(value) else tuple(value.shape)
+
+
+def _tensors(value: Any, key: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _tensors(item, f"{key}[{name!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{key}[{index}]")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    # min and max are NaN where any element is; unlike isfinite(), they need no memory.
+    smallest, largest = torch.aminmax(tensor)
+    return bool(smallest.isfinite() and largest.isfinite())

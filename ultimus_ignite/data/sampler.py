@@ -1,0 +1,61 @@
+"""Batches of a user's own data set, from any iteration on."""
+
+import math
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+from ultimus_ignite.seeding import derive_seed
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """A `DataLoader`'s ``batch_sampler`` that begins at any iteration and never ends.
+
+    Epoch e is a ``randperm`` seeded by (seed, e); its last batch keeps what is left over. So a run
+    that is resumed at iteration k sees the samples that the unbroken run would have seen from
+    there. What a data set draws itself, such as a random crop, is not covered. The length is that
+    of an epoch, which is what Ignite asks for.
+
+    Args:
+        dataset: only its length is used.
+        batch_size: samples a batch.
+        seed: of the order.
+        start: 0-based iteration to begin at: ``trainer.state.iteration``.
+
+    Raises:
+        ValueError: there are no samples, or an argument is out of range.
+
+    Example:
+        >>> resumed = EndlessBatches(range(10), batch_size=4, seed=1, start=2)
+        >>> len(resumed), [len(batch) for batch, _ in zip(resumed, range(3))]
+        (3, [2, 4, 4])
+    """
+
+    def __init__(self, dataset: Sized, *, batch_size: int, seed: int = 0, start: int = 0) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the data set is empty")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if start < 0:
+            raise ValueError(f"start must be at least 0, got {start}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, step = divmod(self.start, len(self))
+        while True:
+            batches = epoch_order(len(self.dataset), self.seed, epoch).split(self.batch_size)
+            yield from (batch.tolist() for batch in batches[step:])
+            epoch, step = epoch + 1, 0
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """In which order epoch ``epoch`` visits ``length`` samples: int64 ``(length,)``."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(length, generator=generator)
