@@ -1,8 +1,7 @@
 """Ends training in good order when the machine, or its user, asks for it."""
 
 import signal
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
+from ultimus_ignite.handlers.sparing_loader import SparingLoader
 
 
 class GracefulStop(Attachable):
@@ -21,7 +21,7 @@ class GracefulStop(Attachable):
     saves on ``TERMINATE``. A second signal is handled as if this handler were not there: SIGINT
     raises KeyboardInterrupt, SIGTERM ends the process. So is a signal outside a run of the engine,
     also after one that ended in an exception. The workers of the engine's `DataLoader` outlive the
-    first signal, which a terminal or a batch system sends to the whole process group.
+    first signal, see `SparingLoader`.
 
     =======================  =============
     Event                    Method
@@ -61,7 +61,6 @@ class GracefulStop(Attachable):
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}  # what handled a signal before this handler
         self._is_listening = False
-        self._loader: tuple[DataLoader[Any], Any] | None = None  # and its own worker_init_fn
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
@@ -81,7 +80,9 @@ class GracefulStop(Attachable):
         self.received = None
         self.close()  # an exception skips COMPLETED
         self.listen()
-        self._spare_workers(engine.state.dataloader)
+        loader = engine.state.dataloader
+        if isinstance(loader, DataLoader) and loader.num_workers:
+            engine.state.dataloader = SparingLoader(loader, self.signals)
 
     def listen(self) -> None:
         """Take the signals over, unless one has come: `interrupt` gives them back in mid-run."""
@@ -105,14 +106,11 @@ class GracefulStop(Attachable):
             engine.terminate()
 
     def close(self) -> None:
-        """Give the signals and the loader back."""
+        """Give the signals back."""
         self._is_listening = False
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._note:  # else somebody has taken it over since
                 signal.signal(number, previous)
-        if self._loader is not None:
-            loader, loader.worker_init_fn = self._loader
-            self._loader = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_first = not self.received and self._is_running(frame)
@@ -127,22 +125,3 @@ class GracefulStop(Attachable):
         elif previous == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-
-    def _spare_workers(self, loader: Any) -> None:
-        if isinstance(loader, DataLoader) and loader.num_workers:
-            self._loader = loader, loader.worker_init_fn
-            loader.worker_init_fn = partial(_outlive_a_signal, self.signals, loader.worker_init_fn)
-
-
-def _outlive_a_signal(
-    signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker: int
-) -> None:
-    """Have a DataLoader's worker pass over the first signal; the second ends it."""
-
-    def pass_over(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in signals:
-        signal.signal(number, pass_over)
-    if init is not None:
-        init(worker)
