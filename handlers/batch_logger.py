@@ -35,7 +35,7 @@ class BatchLogger(Attachable, Serializable):
     Event                    Method
     =======================  ==============
     ``STARTED``              `open`
-    ``ITERATION_STARTED``    `note_rate`
+    ``ITERATION_STARTED``    `begin_iteration`
     ``ITERATION_COMPLETED``  `update`
     ``EPOCH_COMPLETED``      `close_epoch`
     ``INTERRUPT``            `close`
@@ -63,7 +63,7 @@ class BatchLogger(Attachable, Serializable):
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
 
-    _state_dict_all_req_keys = ("rate", "batches", "means")
+    _state_dict_all_req_keys = ("epoch", "rate", "batches", "means")
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class BatchLogger(Attachable, Serializable):
             engine,
             (Events.STARTED, self._go_last, Events.ITERATION_STARTED),  # after any scheduler
             (Events.STARTED, self.open),
-            (Events.ITERATION_STARTED, self.note_rate),
+            (Events.ITERATION_STARTED, self.begin_iteration),
             (Events.ITERATION_COMPLETED, self.update),
             (Events.EPOCH_COMPLETED, self.close_epoch),
             (Events.INTERRUPT, self.close),
@@ -123,8 +123,12 @@ class BatchLogger(Attachable, Serializable):
         if engine.state.iteration == 0:
             self._reset()
 
-    def note_rate(self) -> None:
-        """Note the rate of the epoch's first iteration."""
+    def begin_iteration(self, engine: Engine) -> None:
+        """Close an epoch that was cut off before its end; note the rate of one that begins."""
+        if engine.state.epoch != self._epoch:
+            if self._epoch is not None:
+                self.close_epoch()
+            self._epoch = engine.state.epoch
         if self._batches == 0 and self.optimizer is not None:
             self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
 
@@ -172,19 +176,26 @@ class BatchLogger(Attachable, Serializable):
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""
-        return OrderedDict(rate=self._rate, batches=self._batches, means=self._means.state_dict())
+        return OrderedDict(
+            epoch=self._epoch,
+            rate=self._rate,
+            batches=self._batches,
+            means=self._means.state_dict(),
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with an epoch that was cut off."""
         if "loss" in state_dict:  # written by version 0.1.0
             state_dict = _of_first_version(state_dict)
         super().load_state_dict(state_dict)
-        self._rate, self._batches = state_dict["rate"], state_dict["batches"]
+        self._epoch, self._rate = state_dict["epoch"], state_dict["rate"]
+        self._batches = state_dict["batches"]
         self._means = Means(self, state_dict["means"])
 
     def _reset(self) -> None:
         self._means = Means(self)
         self._batches = 0
+        self._epoch: int | None = None  # whose batches these are
 
     def _open_epoch(self, engine: Engine) -> None:
         if self._means.iterations:
@@ -219,4 +230,4 @@ def _of_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
     hits = (0, 0, 0) if state["correct"] is None else (state["correct"], samples, batches)
     sums = {"loss": (state["loss"], samples)} if batches else {}
     means = {"iterations": batches, "sums": sums, "hits": hits}
-    return {"rate": state["rate"], "batches": batches, "means": means}
+    return {"epoch": None, "rate": state["rate"], "batches": batches, "means": means}

@@ -148,11 +148,10 @@ class Checkpointer(Attachable):
         if self.store.run is None or (self._last_step is not None and step < self._last_step):
             is_taken = idist.get_rank() == 0 and bool(self.store.paths())
             if idist.broadcast(is_taken):
-                raise CheckpointError(
-                    f"{self.store.directory} holds the checkpoints of another run, or of a "
-                    "finished one: call resume() to go on with it (with more epochs), or choose "
-                    "another directory"
-                )
+                what = "holds the checkpoints of another run: call resume() to go on with it"
+                if self._last_step is not None:
+                    what = "holds a finished run: give more max_epochs to go on with it"
+                raise CheckpointError(f"{self.store.directory} {what}, or choose another directory")
             self.store.run = idist.broadcast(uuid.uuid4().hex)
             self.best_iteration, self.best_score = None, -math.inf
             self._last_step = None

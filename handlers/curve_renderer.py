@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NO_RESULTS = ("epoch", "iteration", "lr", "seconds")
 SETS = {"train": "Training", "test": "Test", "val": "Validation"}
 
 
@@ -87,7 +87,7 @@ class CurveRenderer(Attachable):
 
 
 def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str = "") -> "Figure":
-    """Four panels over the epochs, and the learning rate below them.
+    """Loss and accuracy over the epochs, what else was measured, and the learning rate below.
 
     Args:
         rows: one dict an epoch, as in ``history.csv``.
@@ -102,19 +102,19 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = new_figure(9, 8)
+    panels = _panels(rows)
+    height = math.ceil(len(panels) / 2)  # in rows of two
+    figure = new_figure(9, 2 + 3 * height)
     figure.suptitle(title)
-    grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 0.6))
+    grid = figure.add_gridspec(height + 1, 2, height_ratios=(*[1] * height, 0.6))
     epochs = _numbers(rows, "epoch")
-    evaluated = "val" if rows and "val_loss" in rows[0] else "test"
-    for index, (measure, split) in enumerate(product(("loss", "accuracy"), ("train", evaluated))):
-        column = f"{split}_{measure}"
+    for index, (column, name) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[divmod(index, 2)])
-        axes.set_title(f"{SETS[split]} {measure}", loc="left")
-        measured = [row[column] for row in rows if row[column] is not None]
+        axes.set_title(name, loc="left")
+        measured = [row[column] for row in rows if row.get(column) is not None]
         if measured:
             last = measured[-1]
-            is_share = measure == "accuracy"
+            is_share = column.endswith("accuracy") and 0 <= min(measured) <= max(measured) <= 1
             axes.plot(epochs, _numbers(rows, column), marker=".")
             axes.set_title(f"{last:.2%}" if is_share else f"{last:.4f}", loc="right")
             if is_share:
@@ -124,12 +124,27 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    axes = figure.add_subplot(grid[2, :])
+    axes = figure.add_subplot(grid[height, :])
     if rates:
         _draw_rates(axes, rates)
     else:
         _draw_rates(axes, _numbers(rows, "lr"), "epoch")
     return figure
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns to draw, with their titles: loss and accuracy of both sets, or what there is."""
+    evaluated = "val" if rows and "val_loss" in rows[0] else "test"
+    classic = {
+        f"{split}_{measure}": f"{SETS[split]} {measure}"
+        for measure in ("loss", "accuracy")
+        for split in ("train", evaluated)
+    }
+    others = dict.fromkeys(c for row in rows for c in row if c not in {*classic, *NO_RESULTS})
+    if not others:
+        return classic
+    measured = [c for c in classic if any(row.get(c) is not None for row in rows)]
+    return {c: classic[c] for c in measured} | {c: c.replace("_", " ") for c in others}
 
 
 def draw_schedule(rates: Sequence[float], momenta: Sequence[float]) -> "Figure":
@@ -168,7 +183,7 @@ def _draw_rates(axes: "Axes", rates: Sequence[float], unit: str = "iteration") -
 
 
 def _numbers(rows: Sequence[Row], column: str) -> list[float]:
-    values = (row[column] for row in rows)
+    values = (row.get(column) for row in rows)
     return [math.nan if value is None else value for value in values]
 
 

@@ -27,7 +27,10 @@ class Display:
         return self._file or sys.stdout  # None where the process was started without one
 
     def line(self, text: str) -> None:
-        self._print(text)
+        if self._bar is None:
+            self._print(text)
+        else:  # above the bar, which is drawn anew
+            self._bar.write(text, file=self.file)
         self._append(text)
 
     def start_bar(self, done: int, total: int | None) -> None:

@@ -51,7 +51,10 @@ class EpochPosition:
     @property
     def is_at_end(self) -> bool:
         """Whether the epoch's last iteration is done."""
-        return self.engine.state.iteration - self._began_at == self.engine.state.epoch_length
+        done = self.engine.state.iteration - self._began_at
+        return bool(
+            done == self.engine.state.epoch_length or self.engine.should_terminate_single_epoch
+        )
 
     def state(self) -> dict[str, int]:
         """Finished epochs, and finished iterations of the next one."""

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
+from ultimus_ignite.handlers.epoch_position import EpochPosition
 from ultimus_ignite.handlers.sparing_loader import SparingLoader
 
 
@@ -34,8 +35,6 @@ class GracefulStop(Attachable):
     ``TERMINATE``            `close`
     ``COMPLETED``            `close`
     =======================  =============
-
-    Attach it after the handler that runs the evaluator.
 
     Args:
         signals: which signals to listen to.
@@ -64,8 +63,11 @@ class GracefulStop(Attachable):
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
+        self._position = EpochPosition(engine)
         return self._attach(
             engine,
+            *self._position.rows(),
+            (Events.STARTED, self._go_last, Events.ITERATION_COMPLETED),  # after terminate_epoch()
             (Events.STARTED, self.open),
             (Events.ITERATION_STARTED, self.listen),
             (Events.ITERATION_COMPLETED, self.end_iteration),
@@ -96,8 +98,7 @@ class GracefulStop(Attachable):
 
     def end_iteration(self, engine: Engine) -> None:
         """Stop in the middle of an epoch; its last iteration is left to `end_epoch`."""
-        state = engine.state
-        if self.received and (not state.epoch_length or state.iteration % state.epoch_length):
+        if self.received and not self._position.is_at_end:
             engine.terminate()
 
     def end_epoch(self, engine: Engine) -> None:

@@ -60,7 +60,8 @@ class History(Attachable, Serializable):
     Attributes:
         rows: one dict an epoch, keyed by the columns of ``history.csv``; None where not measured.
         rates: learning rate of every iteration.
-        losses: training loss of every iteration of the completed epochs.
+        losses: training loss of every iteration of the completed epochs; empty where the output
+            has several numbers and none is called ``loss``.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -229,7 +230,9 @@ class History(Attachable, Serializable):
         return self._seconds + time.monotonic() - self._clock
 
     def _read(self) -> None:
-        self._epoch_losses += self._means.read().get("loss", [])
+        numbers = self._means.read()
+        if "loss" in numbers or len(numbers) == 1:
+            self._epoch_losses += numbers.get("loss", next(iter(numbers.values())))
 
     def _record(self) -> None:
         self._read()

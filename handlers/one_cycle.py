@@ -29,7 +29,8 @@ class OneCycleScheduler(Attachable, Serializable):
     The value is computed from the iteration alone, in constant time: there is nothing to replay,
     and a run that is resumed at iteration i goes on with the rate it would have had. Its only
     memory is the number of steps that a `GradScaler` skipped: they do not advance the cycle.
-    The length of the cycle is the run's own: ``max_epochs x epoch_length``.
+    The length of the cycle is the run's own: ``max_epochs x epoch_length``. Where epochs are ended
+    early, by ``terminate_epoch()``, the run ends before the cycle does.
 
     =======================  ============
     Event                    Method
@@ -89,6 +90,10 @@ class OneCycleScheduler(Attachable, Serializable):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__()
+        if cycle_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
+            raise ValueError(
+                f"{type(optimizer).__name__} has no momentum to cycle: give cycle_momentum=False"
+            )
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
         self.optimizer = optimizer

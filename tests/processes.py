@@ -1,6 +1,6 @@
 """The project's commands in processes of their own, forked from one that has torch loaded.
 
-Real processes, real signals and real exit codes; only the 3 s of imports are shared.
+Real processes, real signals and real exit codes; only the 4 s of imports are shared.
 """
 
 import multiprocessing
@@ -16,6 +16,7 @@ from ultimus_ignite import cli, commands
 from ultimus_ignite.commands import train
 
 PRELOADED = ["processes", "ultimus_ignite.run", "matplotlib.figure", "sklearn.model_selection"]
+PRELOADED += ["torch._dynamo", "sklearn.datasets", "tensorboardX"]  # what every run loads later
 MAINS = {"train-cifar": train.main, "ultimus": commands.main}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import pytest
@@ -19,8 +20,8 @@ from ultimus_ignite.run_directory import Interrupted, RunDirectory
 RECIPE = Recipe(data="digits", epochs=3, batch_size=64, device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def few_digits(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def few_digits():
     data = load("digits", "unused")
     few = dataclasses.replace(
         data,
@@ -29,8 +30,21 @@ def few_digits(monkeypatch):
         test_images=data.test_images[:100],
         test_labels=data.test_labels[:100],
     )
-    monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: few)
-    return few
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: few)
+        yield few
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """History and directory of a finished run, to compare with. Left as it is."""
+    return train(tmp_path_factory.mktemp("unbroken") / "run")
+
+
+@pytest.fixture
+def finished(tmp_path, unbroken):
+    """The folder of a finished run, to go on with."""
+    return shutil.copytree(unbroken[1].path, tmp_path / "run")
 
 
 def train(path, recipe=RECIPE, *, resume=False):
@@ -50,8 +64,8 @@ def without_seconds(history):
     return [{**row, "seconds": None} for row in history.rows]
 
 
-def test_every_rate_equals_a_bare_torch_schedule(tmp_path):
-    history, _ = train(tmp_path)
+def test_every_rate_equals_a_bare_torch_schedule(unbroken):
+    history, _ = unbroken
     optimizer = torch.optim.Adam([torch.zeros(1)])
     schedule = OneCycleLR(
         optimizer, RECIPE.max_lr, epochs=3, steps_per_epoch=5, pct_start=5 / 24,
@@ -65,21 +79,21 @@ def test_every_rate_equals_a_bare_torch_schedule(tmp_path):
     assert len(history.rates) == 15
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
-    runs = [train(tmp_path / str(i), dataclasses.replace(RECIPE, seed=s))
-            for i, s in enumerate((1, 1, 2))]  # fmt: skip
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path, unbroken):
+    others = [train(tmp_path / str(s), dataclasses.replace(RECIPE, seed=s)) for s in (1, 2)]
+    runs = [unbroken, *others]
     assert same(weights(runs[0][1]), weights(runs[1][1]))
     assert not same(weights(runs[0][1]), weights(runs[2][1]))
     assert without_seconds(runs[0][0]) == without_seconds(runs[1][0])
 
 
 @pytest.mark.parametrize("cut", [1, 5, 7, 10, 14])
-def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, cut):
-    check_resume(tmp_path, monkeypatch, cut, RECIPE)
+def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, unbroken, cut):
+    check_resume(tmp_path, monkeypatch, cut, RECIPE, unbroken)
 
 
-def check_resume(tmp_path, monkeypatch, cut, recipe):
-    whole, whole_directory = train(tmp_path / "whole", recipe)
+def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None):
+    whole, whole_directory = unbroken or train(tmp_path / "whole", recipe)
 
     def build(recipe):
         parts = real(recipe)
@@ -103,8 +117,10 @@ def check_resume(tmp_path, monkeypatch, cut, recipe):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_of_an_evaluation_loses_nothing(tmp_path, monkeypatch, number):
-    whole, whole_directory = train(tmp_path / "whole")
+def test_a_signal_in_the_middle_of_an_evaluation_loses_nothing(
+    tmp_path, monkeypatch, unbroken, number
+):
+    whole, whole_directory = unbroken
 
     def build(recipe):
         parts = real(recipe)
@@ -126,15 +142,13 @@ def test_a_signal_in_the_middle_of_an_evaluation_loses_nothing(tmp_path, monkeyp
     assert without_seconds(history) == without_seconds(whole)
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    _, directory = train(tmp_path / "run")
-    files = sorted(directory.path.rglob("*"))
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    files = sorted(finished.rglob("*"))
     before = [(path, path.stat().st_mtime_ns) for path in files if path.name != ".lock"]
-    capsys.readouterr()
-    train(tmp_path / "run", resume=True)
+    train(finished, resume=True)
     assert "finished" in capsys.readouterr().out
     assert [(path, path.stat().st_mtime_ns) for path, _ in before] == before
-    assert sorted(directory.path.rglob("*")) == files
+    assert sorted(finished.rglob("*")) == files
 
 
 @pytest.mark.parametrize(
@@ -145,49 +159,44 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
         ({"seed": 9}, "seed: 1 -> 9"),
     ],
 )
-def test_resuming_with_another_recipe_names_the_difference(tmp_path, change, message):
-    train(tmp_path / "run")
+def test_resuming_with_another_recipe_names_the_difference(finished, change, message):
     with pytest.raises(CheckpointError, match=message):
-        train(tmp_path / "run", dataclasses.replace(RECIPE, **change), resume=True)
+        train(finished, dataclasses.replace(RECIPE, **change), resume=True)
 
 
-def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, capsys):
-    train(tmp_path / "run")
+def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, finished, capsys):
     longer = dataclasses.replace(RECIPE, epochs=5)
-    with RunDirectory(tmp_path / "run").open(resume=True) as directory:
+    with RunDirectory(finished).open(resume=True) as directory:
         history = module.run(longer, directory, extend_epochs=True)
     whole, _ = train(tmp_path / "whole", longer)
     assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
     assert history.rates[15:] == whole.rates[15:]
     rate = repr(whole.rates[15])
     assert f"epochs: 3 -> 5: the rate of iteration 16 is {rate}" in capsys.readouterr().out
-    train(tmp_path / "run", longer, resume=True)  # finished: nothing left to do
+    train(finished, longer, resume=True)  # finished: nothing left to do
     assert "nothing left to do" in capsys.readouterr().out
 
 
-def test_epochs_that_are_over_cannot_be_taken_back(tmp_path):
-    train(tmp_path / "run")
+def test_epochs_that_are_over_cannot_be_taken_back(finished):
     shorter = dataclasses.replace(RECIPE, epochs=2)
     with (
-        RunDirectory(tmp_path / "run").open(resume=True) as directory,
+        RunDirectory(finished).open(resume=True) as directory,
         pytest.raises(RecipeError, match="more than the 3 that are done"),
     ):
         module.run(shorter, directory, extend_epochs=True)
 
 
-def test_resuming_with_another_number_of_processes_is_refused(tmp_path, monkeypatch):
-    train(tmp_path / "run")
+def test_resuming_with_another_number_of_processes_is_refused(finished, monkeypatch):
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
     with pytest.raises(CheckpointError, match="world_size: 1 -> 2"):
-        train(tmp_path / "run", resume=True)
+        train(finished, resume=True)
 
 
-def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch, few_digits):
-    train(tmp_path / "run")
+def test_resuming_on_other_images_is_refused(finished, monkeypatch, few_digits):
     other = dataclasses.replace(few_digits, sha256="0" * 64)
     monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: other)
     with pytest.raises(CheckpointError, match="data_sha256"):
-        train(tmp_path / "run", resume=True)
+        train(finished, resume=True)
 
 
 def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
@@ -215,8 +224,8 @@ def test_every_way_to_step_resumes_bit_exactly(tmp_path, monkeypatch, changes):
     check_resume(tmp_path, monkeypatch, 7, dataclasses.replace(RECIPE, **changes))
 
 
-def test_the_recipe_is_on_disk(tmp_path, few_digits: ImageData):
-    _, directory = train(tmp_path / "run")
+def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
+    _, directory = unbroken
     description = json.loads(directory.recipe.read_text())
     assert Recipe(**description["recipe"]) == RECIPE
     assert description["data"] == {"name": "digits", "sha256": few_digits.sha256}
@@ -264,6 +273,6 @@ def test_a_run_with_validation_that_is_resumed_ends_as_the_unbroken_one(tmp_path
     check_resume(tmp_path, monkeypatch, 7, dataclasses.replace(RECIPE, val_fraction=0.2))
 
 
-def test_the_test_set_of_a_plain_run_stands_in_its_status(tmp_path):
-    history, directory = train(tmp_path)
+def test_the_test_set_of_a_plain_run_stands_in_its_status(unbroken):
+    history, directory = unbroken
     assert directory.read_status()["test_accuracy"] == history.rows[-1]["test_accuracy"]

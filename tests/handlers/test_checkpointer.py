@@ -5,9 +5,10 @@ import os
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import global_step_from_engine
 from torch import nn
 
-from ultimus_ignite.handlers import Checkpointer, CheckpointError
+from ultimus_ignite.handlers import Checkpointer, CheckpointError, CheckpointStore
 
 
 def make(folder, *, scores=(), every=None, out_features=2, metadata=None, names=("model",)):
@@ -211,3 +212,294 @@ def test_without_a_score_there_is_no_best(tmp_path):
     trainer.run(range(3), max_epochs=1)
     with pytest.raises(CheckpointError, match="no epoch has a score"):
         checkpointer.load_best()
+
+
+# A checkpoint belongs to a run and to a moment
+
+
+def script(folder, *, scores=(), **options):
+    """A trainer that sets its weight to the iteration, and an evaluator with a score an epoch."""
+    model = nn.Linear(1, 1, bias=False)
+    trainer = Engine(lambda engine, batch: nn.init.constant_(model.weight, engine.state.iteration))
+    evaluator = Engine(lambda engine, batch: None)
+    trainer.logger.disabled = evaluator.logger.disabled = True
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(range(5)))
+    checkpointer = Checkpointer(
+        {"trainer": trainer, "model": model},
+        directory=folder,
+        score_function=(lambda engine: engine.state.metrics["score"]) if scores else None,
+        **options,
+    )
+    return trainer, evaluator, model, checkpointer
+
+
+@pytest.mark.parametrize("with_source", [False, True])
+@pytest.mark.parametrize("attached_first", [False, True])
+def test_on_an_evaluator_the_best_holds_the_weights_that_had_the_score(
+    tmp_path, with_source, attached_first
+):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    trainer, evaluator, _, checkpointer = script(tmp_path, scores=[0])
+    if with_source:
+        checkpointer.global_step_transform = global_step_from_engine(trainer)
+
+    def measure(engine):
+        engine.state.metrics["score"] = next(scores)
+
+    if attached_first:
+        checkpointer.attach(evaluator)
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, measure)
+    if not attached_first:
+        checkpointer.attach(evaluator)
+    trainer.run(range(3), max_epochs=4)
+    iteration, best = checkpointer.load_best()
+    assert (iteration, best["model"]["weight"].item()) == (6, 6.0)
+    assert saved(tmp_path) == [6, 9, 12]
+
+
+def test_a_fresh_run_does_not_begin_where_another_lies(tmp_path):
+    trainer, _, _, checkpointer = script(tmp_path)
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=2)
+    trainer, _, _, checkpointer = script(tmp_path)
+    checkpointer.attach(trainer)
+    with pytest.raises(CheckpointError, match=r"another run: call resume\(\).*another directory"):
+        trainer.run(range(3), max_epochs=1)
+    assert trainer.state.iteration == 0
+    trainer, _, _, checkpointer = script(tmp_path)
+    assert checkpointer.attach(trainer).resume()
+    trainer.run(range(3), max_epochs=3)
+    assert saved(tmp_path) == [6, 9]
+
+
+def test_back_to_an_older_checkpoint_and_on(tmp_path):
+    trainer, _, _, checkpointer = script(tmp_path, keep=4)
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=4)
+    older = checkpointer.store.load(checkpointer.store.path(6))
+    trainer, _, _, checkpointer = script(tmp_path, keep=3)
+    checkpointer.attach(trainer)
+    checkpointer.restore(older)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=8), trainer.terminate)
+    trainer.run(range(3), max_epochs=4)
+    again = script(tmp_path)[3]
+    assert again.load_newest()["trainer"]["iteration"] == 8
+    assert saved(tmp_path) == [8, 9, 12]  # the last three that were written
+
+
+def test_resume_says_whether_there_was_something(tmp_path):
+    trainer, _, _, checkpointer = script(tmp_path)
+    checkpointer.attach(trainer)
+    assert not checkpointer.resume()
+    trainer.run(range(3), max_epochs=2)
+    trainer, _, model, checkpointer = script(tmp_path)
+    assert checkpointer.resume()
+    assert (trainer.state.iteration, model.weight.item()) == (6, 6.0)
+
+
+class Unsized:
+    def __iter__(self):
+        return iter(range(4))
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+@pytest.mark.parametrize("data", [range(4), Unsized()], ids=["sized", "unsized"])
+@pytest.mark.parametrize("options", [{}, {"skip_epoch_completed": True}])
+def test_epochs_ended_early_and_lengths_unknown_resume_where_they_were(
+    tmp_path, data, cut, options
+):
+    def train(folder, until=None):
+        seen = []
+        trainer, _, _, checkpointer = script(folder, every=1)
+        checkpointer.attach(trainer)
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine: seen.append((engine.state.epoch, engine.state.iteration)),
+        )
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(event_filter=lambda _, i: i in (2, 7)),
+            lambda: trainer.terminate_epoch(**options),
+        )
+        if until is not None:
+            trainer.add_event_handler(
+                Events.ITERATION_COMPLETED(once=until), lambda: trainer.terminate()
+            )
+        checkpointer.resume()
+        trainer.run(data, max_epochs=4)
+        return seen
+
+    if isinstance(data, Unsized) and cut == 6:
+        pytest.skip("only the loader, which begins anew, could say that its epoch is over")
+    whole = train(tmp_path / "whole")
+    first = train(tmp_path / "cut", until=cut)
+    second = train(tmp_path / "cut")
+    if not isinstance(data, Unsized):
+        assert first + second == whole
+    assert second[0] == whole[cut]
+
+
+# What can be saved, and when that is said
+
+
+class Counter:
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"function": [len]}, r"Checkpointer cannot save state\['mine'\]\['function'\]\[0\] is a"),
+        ({"weight": torch.ones(1, device="meta")}, r"state\['mine'\]\['weight'\]"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_the_first_iteration(tmp_path, state, message):
+    trainer = Engine(lambda engine, batch: None)
+    trainer.logger.disabled = True
+    Checkpointer({"mine": Counter(state)}, directory=tmp_path / "new").attach(trainer)
+    with pytest.raises(CheckpointError, match=message):
+        trainer.run([0])
+    assert trainer.state.iteration == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_objects_without_a_state_are_refused_by_the_constructor(tmp_path):
+    for wrong in (len, {"weight": torch.ones(1)}, nn.Linear(1, 1).weight):
+        with pytest.raises(TypeError, match=r"to_save\['it'\] is a .* without state_dict"):
+            Checkpointer({"it": wrong}, directory=tmp_path)
+
+
+def roundtrip(folder, live, fresh):
+    """A run of one step with ``live``, then ``fresh`` restored from it."""
+    trainer = Engine(lambda engine, batch: None)
+    trainer.logger.disabled = True
+    Checkpointer({"it": live}, directory=folder).attach(trainer)
+    trainer.run([0])
+    Checkpointer({"it": fresh}, directory=folder).resume()
+    return fresh
+
+
+class WithExtraState(nn.Linear):
+    extra = None
+
+    def get_extra_state(self):
+        return {"steps": self.extra}
+
+    def set_extra_state(self, state):
+        self.extra = state["steps"]
+
+
+def test_masks_extra_states_and_lazy_modules_come_back(tmp_path):
+    mask = nn.Module()
+    mask.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(3))
+    fresh = nn.Module()
+    fresh.register_buffer("mask", torch.zeros(3, 3))
+    assert torch.equal(roundtrip(tmp_path / "mask", mask, fresh).mask, mask.mask)
+
+    extra = WithExtraState(2, 2)
+    extra.extra = 7
+    assert roundtrip(tmp_path / "extra", extra, WithExtraState(2, 2)).extra == 7
+
+    lazy = nn.LazyLinear(2)
+    lazy(torch.ones(1, 3))
+    assert torch.equal(roundtrip(tmp_path / "lazy", lazy, nn.LazyLinear(2)).weight, lazy.weight)
+
+
+def test_a_lazy_module_that_is_made_by_the_first_step_can_be_saved(tmp_path):
+    lazy = nn.LazyLinear(2)
+    trainer = Engine(lambda engine, batch: lazy(batch))
+    Checkpointer({"it": lazy}, directory=tmp_path).attach(trainer)
+    trainer.run([torch.ones(1, 3)])
+    fresh = nn.LazyLinear(2)
+    Checkpointer({"it": fresh}, directory=tmp_path).resume()
+    assert torch.equal(fresh.weight, lazy.weight)
+
+
+def schedulers(optimizer):
+    scheduling = torch.optim.lr_scheduler
+    yield scheduling.MultiStepLR(optimizer, [2, 2, 5])
+    yield scheduling.OneCycleLR(optimizer, max_lr=0.1, total_steps=10, cycle_momentum=False)
+    yield scheduling.CosineAnnealingWarmRestarts(optimizer, 3)
+    yield scheduling.ReduceLROnPlateau(optimizer)
+    yield scheduling.SequentialLR(
+        optimizer, [scheduling.LinearLR(optimizer), scheduling.ConstantLR(optimizer)], [3]
+    )
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_torchs_schedulers_come_back(tmp_path, kind):
+    live, fresh = (
+        list(schedulers(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)))[kind]
+        for _ in range(2)
+    )
+    live.optimizer.step()
+    live.step(*[0.5] if kind == 3 else [])
+    assert repr(roundtrip(tmp_path, live, fresh).state_dict()) == repr(live.state_dict())
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_trained_parameters_and_moments_must_be_finite(tmp_path, bad):
+    def run(model, optimizer):
+        trainer = Engine(lambda engine, batch: None)
+        trainer.logger.disabled = True
+        to_save = {"model": model, "optimizer": optimizer}
+        Checkpointer(to_save, directory=tmp_path).attach(trainer)
+        with pytest.raises(CheckpointError, match=r"(model\.bias|moment).* NaN or infinity"):
+            trainer.run([0])
+
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.state[model.weight]["momentum_buffer"] = torch.tensor([[bad]])
+    run(model, optimizer)
+    optimizer.state.clear()
+    nn.init.constant_(model.bias, bad)
+    run(model, optimizer)
+    model.bias.requires_grad_(False)  # not trained: a mask, say
+    trainer = Engine(lambda engine, batch: None)
+    Checkpointer({"model": model}, directory=tmp_path / "other").attach(trainer)
+    trainer.run([0])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: m])
+@pytest.mark.parametrize("unwrap", [nn.DataParallel, torch.compile, lambda m: m])
+def test_the_names_know_of_no_wrapper(tmp_path, wrap, unwrap):
+    model, other = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    roundtrip(tmp_path, wrap(model), unwrap(other))
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value)
+    newest = Checkpointer({"it": model}, directory=tmp_path).load_newest()
+    assert list(newest["it"]) == list(model.state_dict())
+
+
+def test_metadata_that_older_checkpoints_lack_is_assumed(tmp_path):
+    trainer, _, checkpointer = make(tmp_path, metadata={"seed": 1})
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=1)
+    newer = make(tmp_path, metadata={"seed": 1, "mirror": False})[2]
+    with pytest.raises(CheckpointError, match="mirror: None -> False"):
+        newer.load_newest()
+    newer.assumed = {"mirror": False, "seed": 2}
+    assert newer.load_newest()
+    newer.metadata["mirror"] = True
+    with pytest.raises(CheckpointError, match="mirror: False -> True"):
+        newer.load_newest()
+
+
+def test_checkpoints_of_the_first_version_are_read(tmp_path):
+    trainer, model, checkpointer = make(tmp_path, scores=(0.5,))
+    state = {"format": 1, "metadata": {}, "best": (3, 0.5)}
+    state["trainer"] = {"epoch_length": 3, "iteration": 3, "max_epochs": 1}
+    state["model"] = {"weight": torch.full((2, 3), 3.0), "bias": torch.zeros(2)}
+    CheckpointStore(tmp_path).save(state, iteration=3)
+    assert checkpointer.resume()
+    checkpointer.score_function = None
+    checkpointer.attach(trainer)
+    trainer.run(iter(int, 1), max_epochs=2, epoch_length=3)
+    assert model.weight[0, 0] == 6
+    assert saved(tmp_path) == [3, 6]

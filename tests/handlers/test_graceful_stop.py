@@ -1,4 +1,6 @@
 import signal
+import subprocess
+import sys
 
 import pytest
 from ignite.engine import Engine, Events
@@ -94,3 +96,138 @@ def test_close_gives_them_back_after_an_exception():
     assert signal.getsignal(signal.SIGTERM) != before
     stop.close()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+# In anyone's script
+
+
+def failing(at):
+    """A trainer whose step raises once, in iteration ``at``."""
+    fail = [at]
+
+    def step(engine, batch):
+        if engine.state.iteration in fail:
+            fail.clear()
+            raise ArithmeticError
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    return trainer
+
+
+@pytest.fixture
+def received():
+    """What a handler of the script's own receives."""
+    signals = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_after_an_exception_a_signal_goes_to_whom_it_went_before(received):
+    own = signal.getsignal(signal.SIGTERM)
+    trainer = failing(at=2)
+    stop = GracefulStop().attach(trainer)
+    with pytest.raises(ArithmeticError):
+        go(trainer)
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == own
+    assert stop.received is None
+
+
+def test_runs_after_an_exception_do_not_take_their_own_handler_for_the_previous(received):
+    own = signal.getsignal(signal.SIGTERM)
+    trainer = failing(at=2)
+    GracefulStop().attach(trainer)
+    with pytest.raises(ArithmeticError):
+        go(trainer)
+    go(trainer)  # Ignite's first run after an exception only forgets it
+    go(trainer)
+    assert signal.getsignal(signal.SIGTERM) == own
+
+
+def test_the_default_is_still_the_end_of_the_process():
+    script = """
+import signal
+import subprocess
+import sys
+from ignite.engine import Engine
+from ultimus_ignite.handlers import GracefulStop
+trainer = Engine(lambda engine, batch: 1 / 0)
+trainer.logger.disabled = True
+GracefulStop().attach(trainer)
+try:
+    trainer.run([0])
+except ZeroDivisionError:
+    signal.raise_signal(signal.SIGTERM)
+print("alive")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
+
+
+def test_a_signal_ends_the_run_within_and_the_run_around_it():
+    outer, outer_stop, _ = make(0)
+    inner, inner_stop, _ = make(2)
+    outer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: go(inner))
+    go(outer)
+    assert inner_stop.received == outer_stop.received == signal.SIGTERM
+    assert (inner.state.iteration, outer.state.iteration) == (2, 1)
+
+
+def test_an_epoch_that_is_ended_early_is_still_completed():
+    trainer, stop, _ = make(2)
+    completed = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: trainer.terminate_epoch())
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: completed.append(1))
+    go(trainer)
+    assert (trainer.state.iteration, completed, stop.received) == (2, [1], signal.SIGTERM)
+
+
+def test_a_handler_set_in_mid_run_is_left_alone(received):
+    own = signal.getsignal(signal.SIGTERM)
+    trainer = Engine(lambda engine, batch: signal.signal(signal.SIGTERM, own))
+    GracefulStop().attach(trainer)
+    trainer.run([0])
+    assert signal.getsignal(signal.SIGTERM) == own
+
+
+def test_an_interrupted_run_gives_the_signals_back_and_takes_them_again(received):
+    own = signal.getsignal(signal.SIGTERM)
+    trainer, stop, _ = make(6)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), trainer.interrupt)
+    go(trainer)
+    assert signal.getsignal(signal.SIGTERM) == own
+    go(trainer)
+    assert (trainer.state.iteration, stop.received) == (6, signal.SIGTERM)
+    assert received == []
+
+
+WORKERS = """
+import os, signal, sys
+import torch
+from ignite.engine import Engine, Events
+from torch.utils.data import DataLoader, TensorDataset
+from ultimus_ignite.handlers import GracefulStop
+
+if __name__ == "__main__":
+    os.setpgrp()
+    data = TensorDataset(torch.ones(32))
+    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=sys.argv[1])
+    trainer = Engine(lambda engine, batch: None)
+    stop = GracefulStop().attach(trainer)
+    events = Events.ITERATION_COMPLETED(once=10)  # workers of the second epoch have just begun
+    trainer.add_event_handler(events, lambda: os.killpg(0, signal.SIGTERM))
+    trainer.run(loader, max_epochs=5)
+    print(stop.received.name, loader.worker_init_fn, len(trainer.state.dataloader))
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context):
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS)
+    ended = subprocess.run([sys.executable, script, context], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "SIGTERM None 8\n"), ended.stderr

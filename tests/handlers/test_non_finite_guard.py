@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -173,3 +174,184 @@ def test_no_false_alarm(losses):
 def test_a_ratio_that_would_always_alarm_is_refused():
     with pytest.raises(ValueError, match="max_loss_ratio"):
         NonFiniteGuard(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_loss_ratio=1.0)
+
+
+# In anyone's script
+
+
+def one_weight(kind=torch.optim.SGD, **options):
+    weight = nn.Parameter(torch.ones(1))
+    return weight, kind([weight], lr=0.1, **options)
+
+
+def hooks(optimizer):
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_after_an_exception_the_next_step_outside_is_free_and_takes_the_hooks_away(fused):
+    weight, optimizer = one_weight(fused=fused)
+    after = []
+
+    def step(engine, batch):
+        weight.grad = torch.full((1,), batch)
+        optimizer.step()
+        if batch == 2.0:
+            raise ArithmeticError
+
+    trainer = Engine(lambda engine, batch: (step(engine, batch), 1.0)[1])
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    # A hook that comes later must still be called, though ours is gone by then.
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1),
+        lambda: optimizer.register_step_post_hook(lambda *_: after.append(weight.item())),
+    )
+    with pytest.raises(ArithmeticError):
+        trainer.run([1.0, 2.0])
+    for _ in range(2):
+        weight.grad = torch.full((1,), math.inf)
+        optimizer.step()
+    assert weight.item() == -math.inf  # nobody guards here
+    assert len(after) == 4
+    assert hooks(optimizer) == 1
+
+
+def test_a_flag_that_a_failed_step_left_does_not_skip_the_next():
+    weight, optimizer = one_weight(fused=True)
+
+    def step(engine, batch):
+        weight.grad = torch.ones(1)
+        optimizer.param_groups[0]["lr"] = "not a rate" if batch else 0.1
+        optimizer.step()
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    guard = NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        trainer.run([0, 1])
+    guard._found.fill_(1.0)  # as if the gradient had been bad, too
+    assert optimizer.found_inf is guard._found
+    before = weight.item()
+    step(None, 0)
+    assert weight.item() == pytest.approx(before - 0.1)
+    assert hooks(optimizer) == 0
+
+
+def gradients():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    yield "sparse", embedding.weight, lambda scale: (embedding(torch.tensor([1, 1])) * scale).sum()
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    yield "complex", weight, lambda scale: (weight * scale).abs().sum()
+    double = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    yield "double", double, lambda scale: (double * 1e100 * scale).sum()
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["sparse", "complex", "double"])
+def test_gradients_that_are_not_dense_real_floats(kind):
+    _, weight, loss_of = list(gradients())[kind]
+    optimizer = torch.optim.SGD([weight], lr=1e-101 if kind == 2 else 0.1)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        loss = loss_of(batch)
+        loss.backward()
+        optimizer.step()
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    before = weight.detach().clone()
+    with pytest.raises(NonFiniteError, match="iteration 4"):
+        trainer.run([1.0, 1.0, 1.0, math.inf])
+    assert not torch.equal(weight, before)
+    assert torch.isfinite(weight.detach()).all()
+
+
+@pytest.mark.parametrize("output", [3, 1e300, np.float64(1e300), torch.tensor(7)])
+def test_large_and_integer_losses_are_no_false_alarm(output):
+    _, optimizer = one_weight()
+    trainer = Engine(lambda engine, batch: output)
+    NonFiniteGuard(optimizer, max_loss_ratio=10.0).attach(trainer)
+    trainer.run(range(60))
+
+
+def test_empty_groups_and_groups_added_in_mid_run():
+    weight, late = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": []}, {"params": [weight]}], lr=0.1, fused=True)
+
+    def step(engine, batch):
+        if engine.state.iteration == 2:
+            optimizer.add_param_group({"params": [late]})
+        for parameter in (weight, late):
+            parameter.grad = torch.full((1,), batch)
+        optimizer.step()
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="iteration 3"):
+        trainer.run([1.0, 1.0, math.nan])
+    assert (weight.item(), late.item()) == (pytest.approx(0.8), pytest.approx(0.9))
+
+
+def test_a_fused_optimizer_that_does_not_read_the_flag_is_read_at_every_step():
+    class Fused(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": 0.1, "fused": True})
+
+        def step(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data -= 0.1 * parameter.grad
+
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = Fused([weight])
+
+    def step(engine, batch):
+        weight.grad = torch.full((1,), batch)
+        optimizer.step()
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.run([1.0, math.inf])
+    assert weight.item() == pytest.approx(0.9)
+
+
+def test_of_several_losses_an_explosion_needs_to_know_which():
+    _, optimizer = one_weight()
+    trainer = Engine(lambda engine, batch: {"errD": 1.0, "errG": 2.0})
+    trainer.logger.disabled = True
+    with (
+        NonFiniteGuard(optimizer, max_loss_ratio=10.0).attach(trainer),
+        pytest.raises(TypeError, match="which of errD, errG is the loss.*output_transform"),
+    ):
+        trainer.run([0])
+
+
+def test_a_pair_of_optimizers_is_guarded_by_a_pair():
+    weights, optimizers = zip(*(one_weight(fused=True) for _ in range(2)), strict=True)
+
+    def step(engine, batch):
+        for weight, optimizer, gradient in zip(weights, optimizers, batch, strict=True):
+            weight.grad = torch.full((1,), gradient)
+            optimizer.step()
+        return {"errD": 1.0, "errG": 1.0}
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    for optimizer in optimizers:
+        NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.run([(1.0, 1.0), (1.0, math.inf), (1.0, 1.0)])
+    assert [round(weight.item(), 4) for weight in weights] == [0.7, 0.9]
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"Linear is no torch\.optim\.Optimizer"):
+        NonFiniteGuard(nn.Linear(1, 1))

@@ -52,8 +52,21 @@ def test_bfloat16_agrees(model):
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
 
 
-def test_compile_and_export_compute_the_same(model):
-    compiled = torch.compile(model)
+def test_the_traced_and_the_exported_model_compute_the_same(model):
+    """`aot_eager` traces the model as a whole like the default backend, and compiles no C++."""
+    traced = torch.compile(model, backend="aot_eager", fullgraph=True)
     exported = torch.export.export(model, (IMAGES,)).module()
-    torch.testing.assert_close(compiled(IMAGES), model(IMAGES))
+    torch.testing.assert_close(traced(IMAGES), model(IMAGES))
     torch.testing.assert_close(exported(IMAGES), model(IMAGES))
+
+
+def test_a_compiled_stage_computes_the_same(model):
+    """The C++ of a convolution and an attention takes half as long as that of the model."""
+    stage = model.stages[:2]
+    x = torch.randn(4, 48, 8, 8)
+    torch.testing.assert_close(torch.compile(stage)(x), stage(x))
+
+
+@pytest.mark.slow
+def test_the_compiled_model_computes_the_same(model):
+    torch.testing.assert_close(torch.compile(model)(IMAGES), model(IMAGES))
