@@ -1,6 +1,9 @@
 """The handlers in a plain Ignite script: your own model, loader and step.
 
 python examples/own_script.py
+
+Stop it with Ctrl-C, or kill it, and start it again: it goes on where it was, on the batches that it
+would have seen.
 """
 
 import torch
@@ -10,14 +13,17 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ultimus_ignite.handlers import BatchLogger, CurveRenderer, History, OneCycleScheduler
+from ultimus_ignite import handlers
+from ultimus_ignite.data.sampler import EndlessBatches
 
 images, labels = load_digits(return_X_y=True)
 data = TensorDataset(torch.tensor(images).float() / 16, torch.tensor(labels))
-train_data, test_data = torch.utils.data.random_split(data, [1437, 360])
-train_loader = DataLoader(train_data, batch_size=64, shuffle=True)
+train_data, test_data = torch.utils.data.random_split(
+    data, [1437, 360], generator=torch.Generator().manual_seed(1)
+)
 test_loader = DataLoader(test_data, batch_size=64)
 
+torch.manual_seed(1)
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters())
 loss_fn = nn.CrossEntropyLoss()
@@ -37,11 +43,17 @@ trainer = Engine(update)
 evaluator = create_supervised_evaluator(
     model, metrics={"loss": Loss(loss_fn), "accuracy": Accuracy()}
 )
-
-OneCycleScheduler(optimizer, max_lr=0.01).attach(trainer)
-BatchLogger(optimizer).attach(trainer, evaluator)
 trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(test_loader))
-history = History(optimizer).attach(trainer, evaluator)
-CurveRenderer(history, path="curves.png").attach(trainer)
 
-trainer.run(train_loader, max_epochs=5)
+handlers.OneCycleScheduler(optimizer, max_lr=0.01).attach(trainer)
+handlers.NonFiniteGuard(optimizer).attach(trainer)
+handlers.BatchLogger(optimizer).attach(trainer, evaluator)
+history = handlers.History(optimizer, path="own_run/history.csv").attach(trainer, evaluator)
+handlers.CurveRenderer(history, path="own_run/curves.png").attach(trainer)
+handlers.GracefulStop().attach(trainer)
+to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "history": history}
+checkpointer = handlers.Checkpointer(to_save, directory="own_run/checkpoints").attach(trainer)
+
+checkpointer.resume()
+batches = EndlessBatches(train_data, batch_size=64, seed=1, start=trainer.state.iteration)
+trainer.run(DataLoader(train_data, batch_sampler=batches), max_epochs=5)

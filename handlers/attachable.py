@@ -119,8 +119,9 @@ class Attachable:
                 engine.remove_event_handler(handler, event)
                 engine.add_event_handler(event, handler, *arguments)
 
-    def _is_running(self, frame: FrameType | None = None) -> bool:
-        return any(map(self._follows, running_engines(frame)))
+    def _running(self, frame: FrameType | None = None) -> Engine | None:
+        """The engine among those it is attached to whose run is going on."""
+        return next(filter(self._follows, running_engines(frame)), None)
 
     def _follows(self, engine: Engine) -> bool:
         return any(reference() is engine for reference in self._engines)

@@ -1,5 +1,6 @@
 """The seed's log: a line with the rate, a bar over the batches, a line for the test set."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -158,11 +159,12 @@ class BatchLogger(Attachable, Serializable):
         """Write the dataset's line from the evaluator's scalar metrics."""
         self.close()
         metrics = scalars(evaluator.state.metrics)
-        loss, accuracy, count = (metrics.pop(name, None) for name in ("loss", "accuracy", "count"))
+        count = metrics.pop("count", None)
         parts = []
-        if loss is not None:
-            parts.append(f"Average loss: {loss:.4f}")
-        if accuracy is not None and accuracy <= 1:
+        if "loss" in metrics:
+            parts.append(f"Average loss: {metrics.pop('loss'):.4f}")
+        if metrics.get("accuracy", math.inf) <= 1:  # else it is no share
+            accuracy = metrics.pop("accuracy")
             share = f"{accuracy:.2%}"
             if count is not None:
                 share = f"{round(accuracy * count)}/{count} ({share})"

@@ -114,7 +114,7 @@ class GracefulStop(Attachable):
                 signal.signal(number, previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        is_first = not self.received and self._is_running(frame)
+        is_first = not self.received and self._running(frame) is not None
         self.close()  # the second one finds what was there before
         previous = self._previous.pop(number, signal.SIG_DFL)
         if is_first:

@@ -136,11 +136,7 @@ class History(Attachable, Serializable):
 
     def start(self, engine: Engine) -> None:
         """Start the epoch's clock; an epoch that was cut off before its end gets its row."""
-        if self._epoch not in (None, engine.state.epoch):
-            if self._means.iterations:
-                self._record()
-            self._pending = {}
-        self._epoch = engine.state.epoch
+        self._enter(engine.state.epoch)
         self._clock = time.monotonic()
 
     def note_rate(self) -> None:
@@ -155,8 +151,11 @@ class History(Attachable, Serializable):
 
     def note_metrics(self, evaluator: Engine, name: str) -> None:
         """Keep the scalar metrics of the evaluator that has just run."""
+        trainer = self._running()
+        if trainer is not None:
+            self._enter(trainer.state.epoch)
         if not self._epoch:
-            return  # before the first epoch, which has no part in them
+            return  # measured before the first epoch
         metrics = scalars(evaluator.state.metrics)
         metrics.pop("count", None)  # of samples: not a result
         measured = {f"{name}_{metric}": value for metric, value in metrics.items()}
@@ -164,7 +163,7 @@ class History(Attachable, Serializable):
             self._pending.update(measured)
             return
         row = self.rows[-1]
-        if not self._is_running():  # the same evaluator may now measure something else
+        if trainer is None:  # the same evaluator may now measure something else
             measured = {k: v for k, v in measured.items() if row.get(k) is None}
         row.update(measured)
         self._write()
@@ -211,6 +210,14 @@ class History(Attachable, Serializable):
             for loss, hits, count in zip(losses, correct or losses, counts, strict=True):
                 values = {"loss": loss} | ({"correct": hits} if correct else {})
                 self._means.add(values, count)
+
+    def _enter(self, epoch: int) -> None:
+        """Follow the trainer into an epoch; while a run is being resumed it stands one before."""
+        if epoch > (self._epoch or 0):
+            if self._means.iterations and self._epoch is not None:
+                self._record()
+            self._pending = {}
+            self._epoch = epoch
 
     def _clear(self) -> None:
         self.rows, self.rates, self.losses = [], [], []

@@ -149,7 +149,7 @@ class NonFiniteGuard(Attachable):
 
     def inspect_gradients(self, optimizer: Optimizer, *_: Any) -> None:
         """Raise the flag if a gradient is not finite, and have the step skipped."""
-        if not self._is_running():  # the run ended in an exception, which has left its hooks
+        if self._running() is None:  # the run ended in an exception, which has left its hooks
             self.take_flag_back(optimizer)
             # From the last hook after the step, as hooks cannot be removed while others follow.
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))

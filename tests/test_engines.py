@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ from ignite.engine import Events
 from torch import nn
 
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
+from ultimus_ignite.handlers import History
 
 
 def make_model(seed=0):
@@ -198,3 +201,79 @@ def test_mirrored_evaluation_is_the_mean_of_both_logits():
     evaluator.run([(images, torch.zeros(5, dtype=torch.long))])
     mirrored = images[..., [1, 0]]
     torch.testing.assert_close(evaluator.state.output[0], (model(images) + model(mirrored)) / 2)
+
+
+# In anyone's script
+
+
+def frozen_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    model.train()
+    model[1].eval()
+    return model
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+IMAGES, LABELS = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("ending", ["completed", "metric raises", "model raises", "terminated"])
+def test_an_evaluation_gives_every_module_its_own_mode_back(ending):
+    model = frozen_model()
+    before = modes(model)
+    evaluator = create_evaluator(model, device="cpu")
+    evaluator.logger.disabled = True
+    during = []
+    model[3].register_forward_hook(lambda *_: during.append(modes(model)))
+    batches = [(IMAGES, LABELS)] * 2
+    if ending == "metric raises":
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: 1 / 0)
+    elif ending == "model raises":
+        model[2].register_forward_hook(lambda *_: 1 / 0)
+    elif ending == "terminated":
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: evaluator.terminate())
+    with contextlib.suppress(ZeroDivisionError):
+        evaluator.run(batches)
+    assert modes(model) == before
+    assert not any(map(any, during))
+
+
+def test_a_frozen_norm_does_not_drift_in_training_with_evaluations():
+    model = frozen_model()
+    trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+    evaluator = create_evaluator(model, device="cpu")
+    batches = [(IMAGES, LABELS)] * 2
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches))
+    before = model[1].running_mean.clone()
+    trainer.run(batches, max_epochs=3)
+    assert torch.equal(model[1].running_mean, before)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_accuracy_of_pixels_and_of_one_logit(accumulation_steps):
+    torch.manual_seed(0)
+    pixels, classes = torch.rand(4, 3, 8, 8), torch.randint(5, (4, 8, 8))
+    flat = torch.rand(6, 3, 2, 2), torch.randint(2, (6, 1)).float()
+    for batch, model, loss_fn, predict in [
+        ((pixels, classes), nn.Conv2d(3, 5, 1), F.cross_entropy, lambda x: x.argmax(1)),
+        (
+            flat,
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 1)),
+            F.binary_cross_entropy_with_logits,
+            lambda x: (x.sigmoid() > 0.5).float(),
+        ),
+    ]:
+        expected = (predict(model(batch[0])) == batch[1]).float().mean().item()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        trainer = create_trainer(
+            model, optimizer, loss_fn, device="cpu", accumulation_steps=accumulation_steps
+        )
+        history = History(optimizer).attach(trainer)
+        metrics = create_evaluator(model, loss_fn, device="cpu").run([batch]).metrics
+        trainer.run([batch])
+        assert history.rows[0]["train_accuracy"] == pytest.approx(expected)
+        assert metrics["accuracy"] == pytest.approx(expected)
+        assert metrics["count"] == batch[1].numel()

@@ -1,20 +1,64 @@
-"""The scripts that users copy must run."""
+"""The examples run as they are, and the one that says it resumes does."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+from ultimus_ignite.handlers import CheckpointStore
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_runs(script, tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", script],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr == ""
-    assert answer.stdout
+def run(name, folder):
+    command = [sys.executable, "-W", "error::UserWarning", EXAMPLES / name]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_block_as_a_layer(tmp_path):
+    ended = run("block_as_a_layer.py", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("(2, 10)")
+
+
+@pytest.fixture(scope="module")
+def own_script(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own_script")
+    ended = run("own_script.py", folder)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return folder, ended.stdout
+
+
+def test_own_script_learns_the_digits(own_script):
+    folder, output = own_script
+    accuracies = re.findall(r"Accuracy: (\d+\.\d+)%", output)
+    assert len(accuracies) == 5
+    assert float(accuracies[-1]) > 90
+    made = sorted(path.name for path in (folder / "own_run").iterdir())
+    assert made == ["checkpoints", "curves.png", "history.csv"]
+
+
+def test_own_script_started_again_ends_as_if_it_had_never_stopped(own_script, tmp_path):
+    folder, _ = own_script
+    shutil.copytree(folder / "own_run", tmp_path / "own_run")
+    newest, *_ = CheckpointStore(tmp_path / "own_run" / "checkpoints").paths()
+    newest.unlink()
+    newest.with_name(f"{newest.name}.sha256").unlink()
+    ended = run("own_script.py", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("EPOCH: 5")
+    whole, resumed = (
+        CheckpointStore(path / "own_run" / "checkpoints").load_newest()[1]["model"]
+        for path in (folder, tmp_path)
+    )
+    assert repr([value.tolist() for value in whole.values()]) == repr(
+        [value.tolist() for value in resumed.values()]
+    )
+
+
+def test_own_script_that_is_finished_says_so(own_script):
+    ended = run("own_script.py", own_script[0])
+    assert "holds a finished run: give more max_epochs" in ended.stderr

@@ -13,6 +13,10 @@ from ultimus_ignite.run_directory import RunDirectory
 # what is computed, except for the epochs, which have a check of their own.
 MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
+# What a field that an older checkpoint lacks stands for: its default. Where a default changes later
+# than its field came, the one of the time belongs here; CHANGELOG names every new field.
+ASSUMED = asdict(Recipe())
+
 
 def go_on(
     recipe: Recipe,

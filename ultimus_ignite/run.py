@@ -18,7 +18,7 @@ from ultimus_ignite.handlers import (
 from ultimus_ignite.provenance import describe
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.resume import go_on, identity
+from ultimus_ignite.resume import ASSUMED, go_on, identity
 from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status, write_atomically
 
 ENDINGS: dict[type[BaseException], Status] = {
@@ -77,6 +77,7 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         every=recipe.checkpoint_every,
         score_function=lambda _: evaluator.state.metrics["accuracy"],
         metadata=identity(recipe, parts),
+        assumed=ASSUMED,
     )
 
     if go_on(recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs):

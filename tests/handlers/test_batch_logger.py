@@ -2,9 +2,11 @@ import io
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, create_supervised_evaluator
+from ignite.metrics import Accuracy
 
 from ultimus_ignite.handlers import BatchLogger, display
 
@@ -182,3 +184,115 @@ def test_an_accuracy_that_one_iteration_does_not_know_is_left_out(unknown, monke
     first, second = file.getvalue().split("EPOCH: 2")
     assert "Accuracy" not in first.splitlines()[-1]
     assert "Accuracy=50.00%" in second.splitlines()[-1]
+
+
+# In anyone's script
+
+
+def test_other_metrics_follow_under_their_own_names():
+    file = io.StringIO()
+    metrics = {"nll": torch.tensor([1.0]), "Accuracy": np.float64(0.5), "matrix": torch.eye(2)}
+    train(file, epochs=1, length=3, evaluator=evaluator_with(loss=2.0, **metrics))
+    assert "\nTest set: Average loss: 2.0000, nll: 1.0000, Accuracy: 0.5000\n" in file.getvalue()
+
+
+def test_several_evaluators_each_have_a_line():
+    file = io.StringIO()
+    evaluators = {"train": evaluator_with(loss=1.0), "val": evaluator_with(matrix=torch.eye(2))}
+    trainer = Engine(lambda engine, batch: 1.0)
+    BatchLogger(file=file).attach(trainer, evaluators)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: [each.run([0]) for each in evaluators.values()] and None
+    )
+    trainer.run([0])
+    assert "\ntrain: Average loss: 1.0000\n" in file.getvalue()
+    assert "\nval: no scalar metric\n" in file.getvalue()
+
+
+def test_metrics_that_are_computed_after_it_was_attached_are_in_the_line():
+    file = io.StringIO()
+    trainer, evaluator = Engine(lambda engine, batch: 1.0), Engine(lambda engine, batch: None)
+    BatchLogger(file=file).attach(trainer, evaluator)
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: e.state.metrics.update(loss=0.5))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    trainer.run([0])
+    assert "Test set: Average loss: 0.5000" in file.getvalue()
+
+
+def test_an_evaluator_alone_gets_a_bar():
+    file = io.StringIO()
+    model = torch.nn.Linear(2, 3)
+    evaluator = create_supervised_evaluator(model, metrics={"accuracy": Accuracy()})
+    BatchLogger(file=file).attach(evaluator)
+    batches = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 5
+    for _ in range(2):
+        evaluator.run(batches)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("Batch_id=4: 100%|") for line in lines)
+
+
+def test_an_accuracy_that_is_no_share_is_not_written_as_one():
+    file = io.StringIO()
+    train(file, epochs=1, length=3, evaluator=evaluator_with(accuracy=60.0, count=10))
+    assert "%)" not in file.getvalue()
+    assert "accuracy: 60.0000" in file.getvalue()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_epoch_that_is_ended_early_keeps_to_itself(skip):
+    file = io.StringIO()
+    trainer = Engine(lambda engine, batch: float(engine.state.iteration))
+    BatchLogger(file=file).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: trainer.terminate_epoch(skip)
+    )
+    trainer.run(range(4), max_epochs=2)
+    text = file.getvalue()
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        "EPOCH",
+        "Batch_id=1 Loss=1.50000",
+        "EPOCH",
+        "Batch_id=3 Loss=4.50000",
+    ]
+
+
+def test_the_rate_is_the_first_iterations_whatever_the_order():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.1, total_iters=0)
+    file = io.StringIO()
+
+    def step(engine, batch):
+        optimizer.step()
+        schedule.step()  # after it the rate is the next iteration's
+        return 1.0
+
+    trainer = Engine(step)
+    BatchLogger(optimizer, file=file).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda: optimizer.param_groups[0].update(lr=0.25)
+    )
+    trainer.run([0])
+    assert file.getvalue().startswith("EPOCH: 1 (LR: 0.25)")
+
+
+def test_a_line_of_ones_own_does_not_run_into_the_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file = Terminal()
+    trainer = Engine(lambda engine, batch: 1.0)
+    logger = BatchLogger(file=file).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: logger.write("a line of one's own")
+    )
+    trainer.run(range(3))
+    assert "\ra line of one's own\n" in file.getvalue()
+
+
+def test_the_state_of_the_first_version_is_read():
+    logger = BatchLogger(file=io.StringIO())
+    logger.load_state_dict({"rate": None, "loss": 6.0, "correct": 2, "samples": 4, "batches": 2})
+    trainer = Engine(lambda engine, batch: {"loss": 3.0, "correct": 2, "count": 2})
+    logger.attach(trainer)
+    trainer.load_state_dict({"iteration": 2, "epoch_length": 3, "max_epochs": 1})
+    trainer.run(iter(int, 1), max_epochs=1, epoch_length=3)
+    assert "Batch_id=2 Loss=2.00000 Accuracy=66.67%" in logger._display.file.getvalue()

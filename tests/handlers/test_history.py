@@ -3,11 +3,12 @@ import errno
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from ultimus_ignite.handlers import History
+from ultimus_ignite.handlers import History, OneCycleScheduler
 from ultimus_ignite.handlers.history import columns, read_csv
 
 LENGTH = 4
@@ -194,3 +195,133 @@ def test_validation_has_columns_of_its_own(tmp_path):
 def test_anything_else_that_is_evaluated_is_refused():
     with pytest.raises(ValueError, match="test or val, got 'dev'"):
         History(torch.optim.SGD([torch.zeros(1)], lr=0.1), evaluated="dev")
+
+
+# Names, shapes and order
+
+
+def measuring(optimizer, **attached):
+    """A trainer whose evaluators ``train`` and ``val`` measure 10 x epoch and 20 x epoch."""
+    trainer = Engine(lambda engine, batch: float(engine.state.iteration))
+    evaluators = {}
+    for factor, name in enumerate(("train", "val"), start=1):
+        evaluator = evaluators[name] = Engine(lambda engine, batch: None)
+        evaluator.add_event_handler(
+            Events.EPOCH_COMPLETED,
+            lambda engine, f: engine.state.metrics.update(
+                nll=torch.tensor([10.0 * f * trainer.state.epoch]),
+                loss=np.float32(f),
+                matrix=torch.eye(2),
+                per_class=[0.1, 0.2],
+                note="text",
+                count=5,
+            ),
+            factor,
+        )
+    return trainer, evaluators
+
+
+@pytest.mark.parametrize("history_first", [True, False])
+@pytest.mark.parametrize("when", [Events.EPOCH_COMPLETED, Events.EPOCH_STARTED, Events.COMPLETED])
+def test_every_scalar_of_every_evaluator_is_in_the_row_of_its_epoch(tmp_path, history_first, when):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluators = measuring(optimizer)
+    history = History(optimizer, path=tmp_path / "new" / "history.csv")
+
+    def evaluate():
+        for evaluator in evaluators.values():
+            evaluator.run([0])
+
+    if history_first:
+        history.attach(trainer, evaluators)
+    trainer.add_event_handler(when, evaluate)
+    if not history_first:
+        history.attach(trainer, evaluators)
+    trainer.run(range(2), max_epochs=3)
+    measured = [row for row in history.rows if row.get("val_nll") is not None]
+    assert len(measured) == (1 if when is Events.COMPLETED else 3)
+    for row in measured:
+        assert row["train_nll"] == 10.0 * row["epoch"]
+        assert row["val_nll"] == 20.0 * row["epoch"]
+        assert (row["train_loss"], row["val_loss"]) == (1.0, 2.0)
+    assert [row["running_loss"] for row in history.rows] == [1.5, 3.5, 5.5]
+    assert not {"train_count", "val_matrix", "val_note", "val_per_class"} & set(history.rows[-1])
+    rows = read_csv(tmp_path / "new" / "history.csv")
+    assert [{k: v for k, v in row.items() if v is not None} for row in rows] == [
+        {k: v for k, v in row.items() if v is not None} for row in history.rows
+    ]
+
+
+def test_the_classic_columns_come_first_and_other_names_after_them(tmp_path):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluators = measuring(optimizer)
+    history = History(optimizer, path=tmp_path / "history.csv").attach(trainer, evaluators["val"])
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluators["val"].run([0]))
+    trainer.run(range(2))
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert header == ",".join([*columns("test"), "test_nll"])
+    assert history.rows[0]["test_nll"] == 20.0
+
+
+def test_an_evaluation_after_the_run_does_not_replace_one_within():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluators = measuring(optimizer)
+    history = History(optimizer).attach(trainer, {"val": evaluators["val"], "hold": Engine(print)})
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluators["val"].run([0]))
+    trainer.run(range(2), max_epochs=2)
+    trainer.state.epoch = 9  # so that the same evaluator measures something else
+    evaluators["val"].run([0])
+    assert history.rows[-1]["val_nll"] == 40.0
+
+
+def test_an_evaluation_between_two_runs_of_a_loop_belongs_to_the_epoch_before():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluators = measuring(optimizer)
+    history = History(optimizer).attach(trainer, {"val": evaluators["val"]})
+    for epoch in range(1, 4):
+        trainer.run(range(2), max_epochs=epoch)
+        evaluators["val"].run([0])
+    assert [row["val_nll"] for row in history.rows] == [20.0, 40.0, 60.0]
+
+
+@pytest.mark.parametrize("scheduler_first", [True, False])
+def test_the_rate_is_the_one_that_the_step_used_whatever_the_order(scheduler_first):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    used = []
+    trainer = Engine(lambda engine, batch: used.append(optimizer.param_groups[0]["lr"]) or 1.0)
+    history = History(optimizer)
+    scheduler = OneCycleScheduler(optimizer, max_lr=1.0, cycle_momentum=False)
+    for handler in (scheduler, history) if scheduler_first else (history, scheduler):
+        handler.attach(trainer)
+    trainer.run(range(5), max_epochs=2)
+    assert history.rates == used
+    assert [row["lr"] for row in history.rows] == [used[0], used[5]]
+
+
+def test_a_step_may_fill_the_same_tensor_again():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    loss = torch.zeros(())
+    trainer = Engine(lambda engine, batch: loss.fill_(batch))
+    history = History(optimizer).attach(trainer)
+    trainer.run([1.0, 2.0, 6.0])
+    assert history.rows[0]["train_loss"] == 3.0
+    assert history.losses == [1.0, 2.0, 6.0]
+
+
+def test_the_state_of_the_first_version_is_read():
+    trainer, history = make_run()
+    history.load_state_dict(
+        {
+            "rows": [],
+            "rates": torch.tensor([0.01, 0.02], dtype=torch.float64),
+            "losses": torch.tensor([], dtype=torch.float64),
+            "unfinished": {"losses": [1.0, 2.0], "correct": [1, 2], "counts": [4, 4]},
+            "seconds": 1.0,
+        }
+    )
+    trainer.load_state_dict({"iteration": 2, "epoch_length": LENGTH, "max_epochs": 3})
+    go(trainer)
+    whole_trainer, whole = make_run()
+    go(whole_trainer)
+    for ours, theirs in zip(history.rows, whole.rows, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}

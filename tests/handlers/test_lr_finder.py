@@ -1,7 +1,9 @@
+import hashlib
 import io
 import itertools
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -370,3 +372,49 @@ def test_data_that_run_out_are_refused(data):
     finder = LRFinder(nn.Linear(1, 1), sgd(0.1), iterations=3)
     with pytest.raises(LRFinderError, match="no batch, or cannot be gone through a second time"):
         finder.run(Engine(lambda engine, batch: 1.0), data)
+
+
+# In anyone's script
+
+
+def digest(*objects):
+    buffer = io.BytesIO()
+    torch.save([each.state_dict() for each in objects], buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+@pytest.mark.parametrize("critic_in_model", [True, False])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_gans_second_optimizer_is_put_back(critic_in_model, steps_before):
+    generator, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (critic, generator)]
+
+    def step(engine, batch):
+        losses = []
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            losses.append(critic(generator(batch)).square().mean())
+            losses[-1].backward()
+            optimizer.step()
+        return {"errD": losses[0].item(), "errG": losses[1].item()}
+
+    trainer = Engine(step)
+    trainer.state.lock = threading.Lock()  # what no copy can be made of
+    for _ in range(steps_before):
+        step(None, torch.ones(4, 2))
+    before = digest(generator, critic, *optimizers)
+    model = nn.ModuleList([generator, critic]) if critic_in_model else generator
+    finder = LRFinder(
+        model, optimizers[1], iterations=9, output_transform=lambda output: output["errG"]
+    )
+    finder.run(trainer, [torch.ones(4, 2)])
+    assert digest(generator, critic, *optimizers) == before
+    assert trainer.state.lock.acquire(blocking=False)
+
+
+def test_of_several_numbers_it_needs_to_know_the_loss():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Engine(lambda engine, batch: {"errD": 1.0, "errG": 2.0})
+    with pytest.raises(TypeError, match="LRFinder does not know which of errD, errG"):
+        LRFinder(model, optimizer).run(trainer, [0])

@@ -213,3 +213,37 @@ def test_a_step_that_the_scaler_skips_does_not_advance_the_cycle(resume_at):
         rates = first + rates
     cycle = [row[0][0] for row in stepped_alongside(torch.optim.SGD, 1, 10, max_lr=0.1)]
     assert rates == [cycle[i] for i in (0, 1, 2, 2, 3, 3, 4, 5, 6, 7)]
+
+
+def test_a_rate_in_a_tensor_stays_that_tensor():
+    weight = torch.nn.Parameter(torch.ones(1))
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.Adam([weight], lr=rate, foreach=False)
+    plain = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    seen = []
+    for each in (optimizer, plain):
+        trainer = Engine(lambda engine, batch, o=each: seen.append(float(o.param_groups[0]["lr"])))
+        OneCycleScheduler(each, max_lr=0.5).attach(trainer)
+        trainer.run(range(10))
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert seen[:10] == pytest.approx(seen[10:])
+
+
+def test_a_group_that_is_added_in_mid_run_joins_the_cycle():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(weights[:1], lr=0.1, momentum=0.9)
+    trainer = Engine(lambda engine, batch: [group["lr"] for group in optimizer.param_groups])
+    OneCycleScheduler(optimizer, max_lr=0.5).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=3),
+        lambda: optimizer.add_param_group({"params": weights[1:]}),
+    )
+    first, second = trainer.run(range(10)).output
+    assert first == second
+
+
+def test_an_optimizer_without_momentum_is_told_what_to_give():
+    optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match="Adagrad has no momentum.*cycle_momentum=False"):
+        OneCycleScheduler(optimizer, max_lr=0.5)
+    OneCycleScheduler(optimizer, max_lr=0.5, cycle_momentum=False)
