@@ -105,6 +105,24 @@ class Attachable:
                 engine.add_event_handler(event, handler, *arguments)
                 self._rows.append((weakref.ref(engine), event, handler, tuple(arguments)))
 
+    def _at_next(self, engine: Engine, event: Any, handler: Callable[[Engine], None]) -> None:
+        """Call a handler once, when the event fires next, after all others: nothing an iteration.
+
+        Args:
+            engine: whose event.
+            event: without a filter.
+            handler: given the engine.
+        """
+
+        def once(engine: Engine) -> None:
+            engine.remove_event_handler(once, event)
+            self._rows.remove(row)
+            handler(engine)
+
+        row = (weakref.ref(engine), event, once, ())
+        self._rows.append(row)
+        engine.add_event_handler(event, once)
+
     def _go_last(self, engine: Engine, *events: Any) -> None:
         """Run after all handlers that were attached in the meantime: their order then is no matter.
 
@@ -121,10 +139,15 @@ class Attachable:
 
     def _running(self, frame: FrameType | None = None) -> Engine | None:
         """The engine among those it is attached to whose run is going on."""
-        return next(filter(self._follows, running_engines(frame)), None)
+        frame = frame or inspect.currentframe()
+        while frame is not None:  # as running_engines, without the cost of a generator
+            if frame.f_code is _RUN and self._follows(engine := frame.f_locals["self"]):
+                return engine
+            frame = frame.f_back
+        return None
 
     def _follows(self, engine: Engine) -> bool:
-        return any(reference() is engine for reference in self._engines)
+        return engine in [reference() for reference in self._engines]
 
     def _refuse_a_run_within(self, engine: Engine) -> None:
         others = (other for other in running_engines() if other is not engine)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
 from ultimus_ignite.handlers.display import Display
-from ultimus_ignite.handlers.outputs import Means, OutputReader, scalars
+from ultimus_ignite.handlers.outputs import Means, OutputReader, as_it_is, scalars
 
 
 class BatchLogger(Attachable, Serializable):
@@ -36,7 +36,8 @@ class BatchLogger(Attachable, Serializable):
     Event                    Method
     =======================  ==============
     ``STARTED``              `open`
-    ``ITERATION_STARTED``    `begin_iteration`
+    ``EPOCH_STARTED``        `begin_epoch`
+    ``ITERATION_STARTED``    `note_rate`, of an epoch's first
     ``ITERATION_COMPLETED``  `update`
     ``EPOCH_COMPLETED``      `close_epoch`
     ``INTERRUPT``            `close`
@@ -72,7 +73,7 @@ class BatchLogger(Attachable, Serializable):
         *,
         file: TextIO | None = None,
         log_path: Path | str | None = None,
-        output_transform: Callable[[Any], Any] = lambda output: output,
+        output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         super().__init__()
         self.optimizer = optimizer
@@ -100,9 +101,8 @@ class BatchLogger(Attachable, Serializable):
             return self._attach(engine)
         self._attach(
             engine,
-            (Events.STARTED, self._go_last, Events.ITERATION_STARTED),  # after any scheduler
             (Events.STARTED, self.open),
-            (Events.ITERATION_STARTED, self.begin_iteration),
+            (Events.EPOCH_STARTED, self.begin_epoch),
             (Events.ITERATION_COMPLETED, self.update),
             (Events.EPOCH_COMPLETED, self.close_epoch),
             (Events.INTERRUPT, self.close),
@@ -124,20 +124,24 @@ class BatchLogger(Attachable, Serializable):
         if engine.state.iteration == 0:
             self._reset()
 
-    def begin_iteration(self, engine: Engine) -> None:
-        """Close an epoch that was cut off before its end; note the rate of one that begins."""
+    def begin_epoch(self, engine: Engine) -> None:
+        """Close an epoch that was cut off before its end; wait for the rate of this one."""
         if engine.state.epoch != self._epoch:
             if self._epoch is not None:
                 self.close_epoch()
             self._epoch = engine.state.epoch
         if self._batches == 0 and self.optimizer is not None:
-            self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
+            self._at_next(engine, Events.ITERATION_STARTED, self.note_rate)  # after any scheduler
+
+    def note_rate(self, engine: Engine) -> None:
+        """Note the rate of the epoch's first iteration."""
+        assert self.optimizer is not None
+        self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
 
     def update(self, engine: Engine) -> None:
         """Keep this iteration's output; read and draw when the last drawing is old enough."""
-        output = engine.state.output
-        if not _is_of_an_evaluator(output):
-            self._means.add(*self._read_output(output))
+        if not _is_of_an_evaluator(engine.state.output):
+            self._means.add(*self._read_output(engine))
         if not self._epoch_is_open:
             self._open_epoch(engine)
         self._batches += 1

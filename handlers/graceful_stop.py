@@ -28,10 +28,9 @@ class GracefulStop(Attachable):
     Event                    Method
     =======================  =============
     ``STARTED``              `open`
-    ``ITERATION_STARTED``    `listen`
     ``ITERATION_COMPLETED``  `end_iteration`
     ``EPOCH_COMPLETED``      `end_epoch`
-    ``INTERRUPT``            `close`
+    ``INTERRUPT``            `pause`
     ``TERMINATE``            `close`
     ``COMPLETED``            `close`
     =======================  =============
@@ -59,7 +58,6 @@ class GracefulStop(Attachable):
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}  # what handled a signal before this handler
-        self._is_listening = False
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
@@ -69,10 +67,9 @@ class GracefulStop(Attachable):
             *self._position.rows(),
             (Events.STARTED, self._go_last, Events.ITERATION_COMPLETED),  # after terminate_epoch()
             (Events.STARTED, self.open),
-            (Events.ITERATION_STARTED, self.listen),
             (Events.ITERATION_COMPLETED, self.end_iteration),
             (Events.EPOCH_COMPLETED, self.end_epoch),
-            (Events.INTERRUPT, self.close),
+            (Events.INTERRUPT, self.pause),
             (Events.TERMINATE, self.close),
             (Events.COMPLETED, self.close),
         )
@@ -87,14 +84,16 @@ class GracefulStop(Attachable):
             engine.state.dataloader = SparingLoader(loader, self.signals)
 
     def listen(self) -> None:
-        """Take the signals over, unless one has come: `interrupt` gives them back in mid-run."""
-        if self._is_listening or self.received:
-            return
-        self._is_listening = True
-        for number in self.signals:
+        """Take the signals over, unless one has come already."""
+        for number in self.signals if self.received is None else ():
             previous = signal.signal(number, self._note)
             if previous != self._note:
                 self._previous[number] = previous or signal.SIG_DFL  # None: not set by Python
+
+    def pause(self, engine: Engine) -> None:
+        """Give the signals back until the run goes on."""
+        self.close()
+        self._at_next(engine, Events.ITERATION_STARTED, lambda engine: self.listen())
 
     def end_iteration(self, engine: Engine) -> None:
         """Stop in the middle of an epoch; its last iteration is left to `end_epoch`."""
@@ -108,7 +107,6 @@ class GracefulStop(Attachable):
 
     def close(self) -> None:
         """Give the signals back."""
-        self._is_listening = False
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._note:  # else somebody has taken it over since
                 signal.signal(number, previous)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.outputs import Means, OutputReader, scalars
+from ultimus_ignite.handlers.outputs import Means, OutputReader, as_it_is, scalars
 
 SPLITS = ("test", "val")
 Row = dict[str, float | None]
@@ -83,7 +83,7 @@ class History(Attachable, Serializable):
         *,
         path: Path | str | None = None,
         evaluated: str = "test",
-        output_transform: Callable[[Any], Any] = lambda output: output,
+        output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         super().__init__()
         if evaluated not in SPLITS:
@@ -145,7 +145,7 @@ class History(Attachable, Serializable):
 
     def update(self, engine: Engine) -> None:
         """Keep this iteration's output, without reading it."""
-        self._means.add(*self._read_output(engine.state.output))
+        self._means.add(*self._read_output(engine))
         self.rates.append(self._rate)
         self._iteration = engine.state.iteration
 

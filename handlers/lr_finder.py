@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ultimus_ignite.handlers.lr_curve import LRCurve
-from ultimus_ignite.handlers.outputs import OutputReader
+from ultimus_ignite.handlers.outputs import OutputReader, as_it_is
 
 
 class LRFinderError(ValueError):
@@ -82,7 +82,7 @@ class LRFinder:
         iterations: int = 100,
         mode: Literal["exponential", "linear"] = "exponential",
         scaler: torch.amp.GradScaler | None = None,
-        output_transform: Callable[[Any], Any] = lambda output: output,
+        output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         if not 0 < start_lr < end_lr < math.inf:
             raise LRFinderError(
@@ -119,8 +119,9 @@ class LRFinder:
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):
                 engine.state.iteration += 1
                 engine.state.batch = batch
-                output = trainer._process_function(engine, batch)  # it has no public name
-                loss = float(self._read_output.loss(self._read_output(output)[0]))
+                # It has no public name.
+                engine.state.output = trainer._process_function(engine, batch)
+                loss = float(self._read_output.loss(self._read_output(engine)[0]))
                 # Ranks that did not stop together would wait for each other for ever.
                 curve.add(rate, float(idist.all_reduce(loss)) / idist.get_world_size())
                 if curve.diverged_at is not None:

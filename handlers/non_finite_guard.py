@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.outputs import OutputReader
+from ultimus_ignite.handlers.outputs import OutputReader, as_it_is
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
 WINDOW = 50  # iterations whose median loss is the measure of an explosion
@@ -42,12 +41,11 @@ class NonFiniteGuard(Attachable):
     Event                    Method
     =======================  ===========
     ``STARTED``              `reset`
-    ``ITERATION_STARTED``    `arm`
-    the optimizer's step     `inspect_gradients`, `take_flag_back`
+    the optimizer's step     `inspect_gradients`
     ``ITERATION_COMPLETED``  `inspect_loss`
     ``EPOCH_COMPLETED``      `check`
     ``TERMINATE``            `check`
-    ``INTERRUPT``            `close`
+    ``INTERRUPT``            `pause`
     ``COMPLETED``            `close`
     =======================  ===========
 
@@ -90,7 +88,7 @@ class NonFiniteGuard(Attachable):
         optimizer: Optimizer,
         *,
         max_loss_ratio: float | None = None,
-        output_transform: Callable[[Any], Any] = lambda output: output,
+        output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         super().__init__()
         if not isinstance(optimizer, Optimizer):
@@ -109,11 +107,10 @@ class NonFiniteGuard(Attachable):
         return self._attach(
             engine,
             (Events.STARTED, self.reset),
-            (Events.ITERATION_STARTED, self.arm),
             (Events.ITERATION_COMPLETED, self.inspect_loss),
             (Events.EPOCH_COMPLETED, self.check),
             (Events.TERMINATE, self.check),
-            (Events.INTERRUPT, self.close),
+            (Events.INTERRUPT, self.pause),
             (Events.COMPLETED, self.close),
         )
 
@@ -132,32 +129,33 @@ class NonFiniteGuard(Attachable):
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
         self._next_check = time.monotonic() + CHECK_INTERVAL
+        self._hook_on(engine)
 
-    def arm(self) -> None:
-        """Hook on to the optimizer's step, unless that has been done in this run."""
-        if not self._hooks:
-            self._hooks = [
-                self.optimizer.register_step_pre_hook(self.inspect_gradients),
-                self.optimizer.register_step_post_hook(self.take_flag_back),
-            ]
+    def pause(self, engine: Engine) -> None:
+        """Leave the optimizer alone until the run goes on."""
+        self.close()
+        self._at_next(engine, Events.ITERATION_STARTED, self._hook_on)
 
     def close(self) -> None:
-        """Take the hooks from the optimizer, and the flag where a step has left it there."""
+        """Take the hook and the flag from the optimizer."""
         while self._hooks:
             self._hooks.pop().remove()
-        self.take_flag_back(self.optimizer)
+        self._take_flag_back()
 
     def inspect_gradients(self, optimizer: Optimizer, *_: Any) -> None:
         """Raise the flag if a gradient is not finite, and have the step skipped."""
         if self._running() is None:  # the run ended in an exception, which has left its hooks
-            self.take_flag_back(optimizer)
+            self._take_flag_back()
             # From the last hook after the step, as hooks cannot be removed while others follow.
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))
             return
-        if getattr(optimizer, "found_inf", None) is not None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and found_inf is not self._found:
             return  # a GradScaler is at work
         for group in optimizer.param_groups:
-            self._look_at([p.grad for p in group["params"] if p.grad is not None])
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                self._look_at(gradients)
         if _skips_by_itself(optimizer):
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
@@ -166,19 +164,14 @@ class NonFiniteGuard(Attachable):
             self._rates.append(self._rate())
             self.check()
 
-    def take_flag_back(self, optimizer: Optimizer, *_: Any) -> None:
-        """Leave the optimizer as it was before its step."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf is getattr(self, "_found", None):
-            del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
-
     def inspect_loss(self, engine: Engine) -> None:
         """Raise the flag if the loss is not finite; read it when the last reading is old enough."""
-        values, _ = self._read_output(engine.state.output)
-        losses = [values["loss"]] if "loss" in values else list(values.values())
-        self._look_at([loss for loss in losses if isinstance(loss, Tensor)])
-        if not all(math.isfinite(loss) for loss in losses if isinstance(loss, float)):
-            self._found.fill_(1.0)
+        values, _ = self._read_output(engine)
+        for loss in (values["loss"],) if "loss" in values else values.values():
+            if isinstance(loss, Tensor):
+                self._look_at([loss])
+            elif isinstance(loss, float) and not math.isfinite(loss):
+                self._found.fill_(1.0)
         if self._alarm is not None:
             loss = self._read_output.loss(values)
             self._found.logical_or_(self._alarm.hear(loss, engine.state.iteration))
@@ -206,21 +199,23 @@ class NonFiniteGuard(Attachable):
         self._rates.clear()
         self._next_check = time.monotonic() + CHECK_INTERVAL
 
+    def _hook_on(self, engine: Engine) -> None:
+        self._hooks.append(self.optimizer.register_step_pre_hook(self.inspect_gradients))
+
+    def _take_flag_back(self) -> None:
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is not None and found_inf is getattr(self, "_found", None):
+            del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
+
     def _look_at(self, tensors: list[Tensor]) -> None:
         """Raise the flag if one of them holds NaN or infinity, without a copy of them."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-        for tensor in tensors:
-            dense = _dense_real(tensor)
-            if dense.is_floating_point():  # an integer is always finite
-                by_kind[dense.device, dense.dtype].append(dense)
-        for (device, _), same in by_kind.items():
-            here = device == self._found.device
-            found = self._found if here else torch.zeros((), device=device)
-            one = self._one if here else torch.ones((), device=device)
-            # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.
-            torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
-            if not here:
-                self._found.logical_or_(found.to(self._found.device))
+        try:
+            # GradScaler's own kernel: it multiplies by 1, which changes no bit, and raises the flag.
+            torch._amp_foreach_non_finite_check_and_unscale_(tensors, self._found, self._one)
+        except RuntimeError:  # one is sparse, complex, of integers, a view, or on another device
+            for tensor in tensors:
+                is_bad = _dense(tensor).isfinite().all().logical_not()
+                self._found.logical_or_(is_bad.to(self._found.device))
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -255,9 +250,8 @@ def _skips_by_itself(optimizer: Optimizer) -> bool:
     )
 
 
-def _dense_real(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor in a dense, real one."""
-    if tensor.layout is not torch.strided:
-        is_coo = tensor.layout is torch.sparse_coo
-        tensor = tensor.coalesce().values() if is_coo else tensor.to_dense()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+def _dense(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds, in a dense one."""
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.to_dense()

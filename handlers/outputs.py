@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine
 from torch import Tensor
 
 Reading = tuple[dict[str, Any], int | None]
 """Numbers and 0-d tensors by name, and the number of samples where it is known."""
+
+
+def as_it_is(output: Any) -> Any:
+    """The handlers' ``output_transform`` where none is given."""
+    return output
 
 
 class OutputReader:
@@ -28,6 +34,9 @@ class OutputReader:
     In a mapping, ``count`` is the number of samples that the others are means over, and ``correct``
     beside it the number of right predictions.
 
+    The tensors are copied, as a step may fill the same ones again: a captured CUDA graph always
+    does. Handlers of one engine share the reading of an iteration.
+
     Args:
         owner: the handler, named in errors.
         transform: applied to ``engine.state.output`` first.
@@ -36,20 +45,30 @@ class OutputReader:
         TypeError: when called: there is no number in the output.
 
     Example:
-        >>> read = OutputReader(owner=None, transform=lambda output: output)
-        >>> read({"loss": 2.3, "correct": 7, "count": 64, "logits": torch.zeros(64, 10)})
+        >>> output = {"loss": 2.3, "correct": 7, "count": 64, "logits": torch.zeros(64, 10)}
+        >>> engine = Engine(lambda engine, batch: output)
+        >>> _ = engine.run([0])
+        >>> OutputReader(owner=None)(engine)
         ({'loss': 2.3, 'correct': 7}, 64)
-        >>> read((1.0, torch.ones(1)))
-        ({'output_0': 1.0, 'output_1': tensor(1.)}, None)
     """
 
-    def __init__(self, owner: object, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, owner: object, transform: Callable[[Any], Any] = as_it_is) -> None:
         self._owner = type(owner).__name__
         self._transform = transform
         self._passed_over: set[str] = set()  # no numbers when first seen
 
-    def __call__(self, output: Any) -> Reading:
-        output = self._transform(output)
+    def __call__(self, engine: Engine) -> Reading:
+        state = engine.state
+        if self._transform is not as_it_is:
+            return self.read(self._transform(state.output))
+        iteration, reading = getattr(state, "reading", (None, None))
+        if iteration != state.iteration or reading is None:
+            reading = self.read(state.output)
+            state.reading = (state.iteration, reading)
+        return reading
+
+    def read(self, output: Any) -> Reading:
+        """The numbers of an output."""
         if isinstance(output, Mapping):
             values = self._of_mapping(output)
         elif isinstance(output, tuple | list):
@@ -85,12 +104,13 @@ class OutputReader:
     def _of_mapping(self, output: Mapping[Any, Any]) -> dict[str, Any]:
         values = {}
         for key, value in output.items():
-            if key not in self._passed_over:
-                number = _number(value)
-                if number is None:  # for good: a batch of one would make numbers of its logits
-                    self._passed_over.add(key)
-                else:
-                    values[str(key)] = number
+            if key in self._passed_over:
+                continue
+            number = _number(value)
+            if number is not None:
+                values[key if type(key) is str else str(key)] = number
+            elif value is not None:  # which may be a number later
+                self._passed_over.add(key)  # for good: a batch of one makes numbers of its logits
         return values
 
 
@@ -125,8 +145,6 @@ class Means:
 
     def add(self, values: dict[str, Any], count: int | None) -> None:
         """Take an iteration's reading."""
-        # Copied, as a step may fill the same tensors again: a captured CUDA graph always does.
-        values = {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
         self._unread.append((values, count))
         self.iterations += 1
 
@@ -187,17 +205,17 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> Any:
-    """A Python number or a 0-d tensor; None for what is neither."""
-    if type(value) in (float, int):
-        return value
+    """A Python number or a copy of a tensor with one, 0-d; None for what is neither."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             return None
-        value = value.detach() if value.requires_grad else value
+        value = value.detach().clone() if value.requires_grad else value.clone()
         return value.reshape(()) if value.ndim else value
+    if type(value) in (float, int):
+        return value
     if isinstance(value, np.ndarray | np.generic) and value.size == 1:
         value = value.item()
-    return value if isinstance(value, Real) else None
+    return float(value) if isinstance(value, Real) else None
 
 
 def _transfer(columns: Sequence[Sequence[Any]]) -> list[list[float]]:
