@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -87,11 +87,15 @@ class Attachable:
         """Add ``(event, handler, *arguments)`` rows to the engine whose runs this handler follows.
 
         Raises:
-            ValueError: it is attached to this engine already.
+            ValueError: it is attached to this engine already, or the engine is running.
         """
         if self._follows(engine):
             raise ValueError(
                 f"{type(self).__name__} is attached to this engine already: detach() it first"
+            )
+        if engine in running_engines() and engine.last_event_name != Events.STARTED:
+            raise ValueError(
+                f"{type(self).__name__} is attached in the middle of a run: attach it before run()"
             )
         self._engines.append(weakref.ref(engine))
         self._listen(engine, (Events.STARTED, self._refuse_a_run_within), *rows)
@@ -99,11 +103,31 @@ class Attachable:
 
     def _listen(self, engine: Engine, *rows: Any) -> None:
         """Add rows to an engine, each once."""
-        known = [(reference(), event, handler) for reference, event, handler, _ in self._rows]
+        known = [(reference(), *row) for reference, *row in self._rows]
         for event, handler, *arguments in rows:
-            if (engine, event, handler) not in known:
+            if (engine, event, handler, tuple(arguments)) not in known:
                 engine.add_event_handler(event, handler, *arguments)
                 self._rows.append((weakref.ref(engine), event, handler, tuple(arguments)))
+
+    def _listen_to_each(
+        self, evaluators: Mapping[str, Engine], handler: Callable[[Engine, str], None]
+    ) -> None:
+        """Call a handler with each evaluator and its name, once all of its metrics are there.
+
+        Raises:
+            ValueError: one evaluator has two names.
+        """
+        if len(set(map(id, evaluators.values()))) < len(evaluators):
+            raise ValueError(
+                f"{type(self).__name__}: one evaluator has two names, {', '.join(evaluators)}: its "
+                "metrics could be told apart by nothing; make an evaluator for each"
+            )
+        for name, evaluator in evaluators.items():
+            self._listen(
+                evaluator,
+                (Events.STARTED, self._go_last),
+                (Events.COMPLETED, handler, name),
+            )
 
     def _at_next(self, engine: Engine, event: Any, handler: Callable[[Engine], None]) -> None:
         """Call a handler once, when the event fires next, after all others: nothing an iteration.

@@ -41,6 +41,7 @@ class BatchLogger(Attachable, Serializable):
     ``ITERATION_COMPLETED``  `update`
     ``EPOCH_COMPLETED``      `close_epoch`
     ``INTERRUPT``            `close`
+    ``TERMINATE``            `close`
     ``COMPLETED``            `close`
     evaluator's ``COMPLETED``  `report`
     =======================  ==============
@@ -76,6 +77,9 @@ class BatchLogger(Attachable, Serializable):
         output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         super().__init__()
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            kind = type(optimizer).__name__
+            raise TypeError(f"BatchLogger reads the rate of an optimizer, got {kind}")
         self.optimizer = optimizer
         self._read_output = OutputReader(self, output_transform)
         self._display = Display(file, None if log_path is None else Path(log_path))
@@ -106,16 +110,12 @@ class BatchLogger(Attachable, Serializable):
             (Events.ITERATION_COMPLETED, self.update),
             (Events.EPOCH_COMPLETED, self.close_epoch),
             (Events.INTERRUPT, self.close),
+            (Events.TERMINATE, self.close),  # COMPLETED may be skipped
             (Events.COMPLETED, self.close),
         )
         if isinstance(evaluator, Engine):
             evaluator = {dataset: evaluator}
-        for name, each in (evaluator or {}).items():
-            self._listen(
-                each,
-                (Events.STARTED, self._go_last),  # after all metrics
-                (Events.COMPLETED, self.report, name),
-            )
+        self._listen_to_each(evaluator or {}, self.report)
         return self
 
     def open(self, engine: Engine) -> None:
@@ -216,17 +216,20 @@ class BatchLogger(Attachable, Serializable):
         parts = [f"Batch_id={self._batches - 1}"]
         if "loss" in means:
             parts.append(f"Loss={means.pop('loss'):.5f}")
-        if "accuracy" in means:
+        if means.get("accuracy", math.inf) <= 1:  # else it is no share
             parts.append(f"Accuracy={means.pop('accuracy'):.2%}")
         return " ".join([*parts, *(f"{name}={value:.5f}" for name, value in means.items())])
 
 
 def _is_of_an_evaluator(output: Any) -> bool:
-    """Whether it is ``(predictions, labels)``, which metrics take: there is no number to show."""
+    """Whether it is predictions and labels, which metrics take: there is no number to show."""
+    if isinstance(output, Mapping):
+        output = tuple(output.get(name) for name in ("y_pred", "y"))
     return (
         isinstance(output, tuple)
-        and len(output) == 2
-        and all(isinstance(part, Tensor) and part.ndim for part in output)
+        and len(output) > 1
+        and all(isinstance(part, Tensor) and part.ndim for part in output[:2])
+        and output[0].numel() > 1
     )
 
 
@@ -235,5 +238,5 @@ def _of_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
     samples, batches = state["samples"], state["batches"]
     hits = (0, 0, 0) if state["correct"] is None else (state["correct"], samples, batches)
     sums = {"loss": (state["loss"], samples)} if batches else {}
-    means = {"iterations": batches, "sums": sums, "hits": hits}
+    means = {"iterations": batches, "empty": 0, "sums": sums, "hits": hits}
     return {"epoch": None, "rate": state["rate"], "batches": batches, "means": means}

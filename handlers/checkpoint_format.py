@@ -186,10 +186,13 @@ def _plain_tensor(tensor: torch.Tensor, key: str) -> torch.Tensor:
         raise ValueError(f"{key} is a lazy module's, not yet made: run a batch through it first")
     if tensor.is_meta or tensor.dtype not in _STORAGES:
         raise ValueError(f"{key} is a tensor without numbers or of {tensor.dtype}; convert it")
-    if type(tensor) is torch.Tensor and vars(tensor):
+    # A name that begins with an underscore is torch's own: Dynamo marks an optimizer's moments.
+    if type(tensor) is torch.Tensor and any(not name.startswith("_") for name in vars(tensor)):
         raise ValueError(f"{key} is a tensor with attributes, which would be lost; clone() it")
     try:
-        tensor = tensor.detach().as_subclass(torch.Tensor)
+        tensor = tensor.detach()
+        if type(tensor) is not torch.Tensor:
+            tensor = tensor.as_subclass(torch.Tensor)
         if tensor.layout is torch.strided and not tensor.is_quantized:
             tensor = tensor.resolve_conj().resolve_neg()
             # An expanded view claims more than its storage holds; a loader must not believe that.

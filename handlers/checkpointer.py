@@ -3,12 +3,14 @@
 import math
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable, running_engines
@@ -19,6 +21,7 @@ from ultimus_ignite.handlers.saved_state import check_finite, differences, load_
 
 FORMAT = 2
 FORMATS = (1, 2)  # 1, of version 0.1.0, knows no run
+OWN = {"format", "run", "step", "metadata", "best", "positions", "types"}
 
 
 class Checkpointer(Attachable):
@@ -28,6 +31,7 @@ class Checkpointer(Attachable):
     Event                     Method
     ========================  =================
     ``STARTED``               `begin`
+    first ``EPOCH_STARTED``   encodes everything once
     ``ITERATION_COMPLETED``   `save_iteration`
     ``EPOCH_COMPLETED``       `save_epoch`
     ``TERMINATE``             `save_last`
@@ -45,11 +49,12 @@ class Checkpointer(Attachable):
     ``DataLoader(dataset, batch_sampler=EndlessBatches(dataset, batch_size=64,
     start=trainer.state.iteration))`` begins at the right one, see `ultimus_ignite.data.sampler`.
 
-    At ``STARTED`` everything is encoded once, so that what cannot be saved costs no training. A
-    save that fails (a full disk) is a warning, and is tried again at the next one; when the last
-    one of the run has failed, `check` raises. An iteration that ends its epoch is saved at the end
-    of ``EPOCH_COMPLETED``, so that a resumed run never misses an evaluation. In a distributed run
-    rank 0 writes.
+    What cannot be saved is refused before the first iteration. A save that fails (a full disk) is a
+    warning, and is tried again at the next one; when the last one of the run has failed, `check`
+    raises. An iteration that ends its epoch is saved at the end of ``EPOCH_COMPLETED``, so that a
+    resumed run never misses an evaluation; but a run that is terminated on that iteration is saved
+    without one. After an exception, which may come in the middle of a step, nothing is saved. In a
+    distributed run rank 0 writes.
 
     Attached to an evaluator, it saves at the end of each evaluation; the iteration is that of the
     trainer whose run the evaluation is part of.
@@ -69,8 +74,9 @@ class Checkpointer(Attachable):
     Raises:
         ValueError: ``every`` is not positive, or ``keep`` is less than 2.
         TypeError: an object has no ``state_dict`` or no ``load_state_dict``.
-        CheckpointError: at ``STARTED``: an object's state cannot be saved, or the folder holds
-            another run; from a save: a trained parameter or a moment is NaN or infinite.
+        CheckpointError: before the first iteration: an object's state cannot be saved, or the
+            folder holds another run; from a save: a trained parameter or a moment is NaN or
+            infinite.
         OSError: from `check`, the last save of the run failed.
 
     Example:
@@ -98,6 +104,8 @@ class Checkpointer(Attachable):
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"every must be a positive number of iterations, got {every}")
+        if taken := OWN & to_save.keys():
+            raise ValueError(f"to_save: {', '.join(sorted(taken))} is the checkpoint's own name")
         for name, live in to_save.items():
             if not (hasattr(live, "state_dict") and hasattr(live, "load_state_dict")):
                 raise TypeError(
@@ -114,7 +122,9 @@ class Checkpointer(Attachable):
         self.best_iteration: int | None = None
         self.best_score = -math.inf
         self._positions = {k: EpochPosition(v) for k, v in to_save.items() if isinstance(v, Engine)}
+        self._trainer: weakref.ref[Engine] | None = None  # whose iterations are counted
         self._last_step: int | None = None  # that was saved, or restored
+        self._last_iteration: int | None = None  # of the trainer, at that step
         self._failure: OSError | None = None
 
     def attach(self, engine: Engine) -> Self:
@@ -148,18 +158,36 @@ class Checkpointer(Attachable):
         if self.store.run is None or (self._last_step is not None and step < self._last_step):
             is_taken = idist.get_rank() == 0 and bool(self.store.paths())
             if idist.broadcast(is_taken):
-                what = "holds the checkpoints of another run: call resume() to go on with it"
-                if self._last_step is not None:
-                    what = "holds a finished run: give more max_epochs to go on with it"
-                raise CheckpointError(f"{self.store.directory} {what}, or choose another directory")
+                raise CheckpointError(f"{self.store.directory} {self._why_taken()}")
             self.store.run = idist.broadcast(uuid.uuid4().hex)
             self.best_iteration, self.best_score = None, -math.inf
-            self._last_step = None
+            self._last_step = self._last_iteration = None
+        folder = self.store.directory.absolute()
+        other = _WRITERS.setdefault(folder, self)
+        if other is not self:
+            if other._running() is not None:
+                raise CheckpointError(f"two Checkpointers save into {folder}: give each its own")
+            _WRITERS[folder] = self
         self._failure = None
+        self._at_next(engine, Events.EPOCH_STARTED, self._rehearse)
+
+    def _rehearse(self, engine: Engine) -> None:
+        """Encode everything once, when all is in place and nothing is trained yet."""
         try:
             encode(self._state(engine, is_trial=True))
         except ValueError as error:
             raise CheckpointError(f"Checkpointer cannot save {error}") from error
+
+    def _why_taken(self) -> str:
+        if self._last_step is None:
+            what = "holds the checkpoints of another run: call resume() to go on with it"
+        elif self._positions:
+            what = "holds a finished run: give more max_epochs to go on with it"
+        else:
+            what = (
+                "holds a run whose trainer is not in to_save, so that it begins anew: put it there"
+            )
+        return f"{what}, or choose another directory"
 
     def save_iteration(self, engine: Engine) -> None:
         """Save in the middle of an epoch; its end is left to `save_epoch`."""
@@ -169,14 +197,20 @@ class Checkpointer(Attachable):
     def save_epoch(self, engine: Engine) -> None:
         """Score the epoch and save."""
         if self.score_function is not None:
-            score = float(self.score_function(engine))
+            score = self.score_function(engine)
+            try:
+                score = float(score)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"Checkpointer: score_function must give a number, got {score!r}"
+                ) from None
             if score > self.best_score:  # never true of NaN
                 self.best_score, self.best_iteration = score, self._step(engine)
         self._save(engine)
 
     def save_last(self, engine: Engine) -> None:
         """Save where a run ends or halts, unless that iteration is saved already."""
-        if self._step(engine) != self._last_step:
+        if self._source(engine).state.iteration != self._last_iteration:
             self._save(engine)
 
     def check(self) -> None:
@@ -231,12 +265,23 @@ class Checkpointer(Attachable):
         self.best_iteration, self.best_score = checkpoint["best"]
         self.store.run = checkpoint.get("run") or uuid.uuid4().hex
         self._last_step = checkpoint.get("step")
+        engines = [position.engine for position in self._positions.values()]
+        self._last_iteration = engines[0].state.iteration if engines else self._last_step
 
     def _step(self, engine: Engine) -> int:
         if self.global_step_transform is not None:
             return int(self.global_step_transform(engine, Events.ITERATION_COMPLETED))
-        *_, outermost = engine, *running_engines()  # an evaluator's is the trainer that runs it
-        return outermost.state.iteration
+        return self._source(engine).state.iteration
+
+    def _source(self, engine: Engine) -> Engine:
+        """The trainer: the engine itself, or the one that is saved or runs around an evaluator."""
+        saved = [position.engine for position in self._positions.values()]
+        if not saved or engine in saved:
+            *_, outermost = engine, *running_engines()
+            if outermost is not engine:
+                self._trainer = weakref.ref(outermost)
+            return (self._trainer and self._trainer()) or outermost
+        return saved[0]
 
     def _state(self, engine: Engine, *, is_trial: bool = False) -> dict[str, Any]:
         state = {
@@ -246,6 +291,11 @@ class Checkpointer(Attachable):
             "metadata": self.metadata,
             "best": (self.best_iteration, self.best_score),
             "positions": {name: each.state() for name, each in self._positions.items()},
+            "types": {
+                name: type(live).__name__
+                for name, live in self.to_save.items()
+                if isinstance(live, Optimizer)
+            },
         }
         for name, live in self.to_save.items():
             try:
@@ -256,7 +306,12 @@ class Checkpointer(Attachable):
         return state
 
     def _save(self, engine: Engine) -> None:
-        step = self._step(engine)
+        step, iteration = self._step(engine), self._source(engine).state.iteration
+        if step == self._last_step and iteration != self._last_iteration:
+            raise CheckpointError(
+                f"Checkpointer: step {step} comes again at iteration {iteration}: let "
+                "global_step_transform give iterations, or leave it out"
+            )
         state = self._state(engine)
         protect = () if self.best_iteration is None else (self.best_iteration,)
         self._failure = None
@@ -268,7 +323,7 @@ class Checkpointer(Attachable):
                 message = f"checkpoint not saved, the older ones are kept: {error}"
                 warnings.warn(message, stacklevel=2)
                 return
-        self._last_step = step
+        self._last_step, self._last_iteration = step, iteration
 
     def _check_fit(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Refuse what another run has written, before any live object is touched."""
@@ -277,12 +332,16 @@ class Checkpointer(Attachable):
                 f"{path} has format {checkpoint.get('format')}, this version reads {FORMAT}: "
                 "resume with the version that wrote it"
             )
-        known = {"format", "run", "step", "metadata", "best", "positions"}
-        differing = [name for name in checkpoint if name not in known | self.to_save.keys()]
-        before = {**self.assumed, **checkpoint.get("metadata", {})}
-        for key in sorted(self.metadata.keys() | checkpoint.get("metadata", {}).keys()):
-            if before.get(key) != self.metadata.get(key):
-                differing.append(f"{key}: {before.get(key)} -> {self.metadata.get(key)}")
+        differing = [name for name in checkpoint if name not in OWN | self.to_save.keys()]
+        saved = checkpoint.get("metadata", {})
+        before = {**self.assumed, **saved}
+        for key in sorted(self.metadata.keys() | saved.keys()):
+            old, new = before.get(key), self.metadata.get(key)
+            if encode({"": old}) != encode({"": new}):
+                differing.append(f"{key}: {old} -> {new}")
+        for name, kind in checkpoint.get("types", {}).items():
+            if name in self.to_save and kind != (new := type(self.to_save[name]).__name__):
+                differing.append(f"{name}: {kind} -> {new}")
         for name, live in self.to_save.items():
             if name in checkpoint:
                 differing += differences(live, checkpoint[name], name)
@@ -298,3 +357,7 @@ class Checkpointer(Attachable):
                 check_finite(live, checkpoint[name], name)
             except ValueError as error:
                 raise CheckpointError(f"{path}: refused: {error}") from None
+
+
+# Who saves where: two that did so at once would delete each other's checkpoints.
+_WRITERS: weakref.WeakValueDictionary[Path, Checkpointer] = weakref.WeakValueDictionary()

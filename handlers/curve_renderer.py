@@ -26,11 +26,12 @@ class CurveRenderer(Attachable):
 
     A picture that cannot be drawn or written is a warning, never the end of a run.
 
-    =============  =========
+    =============  ==========================
     Event          Method
-    =============  =========
+    =============  ==========================
+    ``TERMINATE``  `render_without_completed`
     ``COMPLETED``  `render`
-    =============  =========
+    =============  ==========================
 
     ``COMPLETED`` also follows ``terminate()``.
 
@@ -66,8 +67,14 @@ class CurveRenderer(Attachable):
         return self._attach(
             engine,
             (Events.STARTED, self._go_last),  # after an evaluation at the end of the run
+            (Events.TERMINATE, self.render_without_completed),
             (Events.COMPLETED, self.render),
         )
+
+    def render_without_completed(self, engine: Engine) -> None:
+        """Draw where ``terminate(skip_completed=True)`` ends the run."""
+        if engine.should_terminate == "skip_completed":
+            self.render()
 
     def render(self) -> None:
         """Draw what the history holds, on rank 0."""

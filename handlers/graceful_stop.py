@@ -1,12 +1,13 @@
 """Ends training in good order when the machine, or its user, asks for it."""
 
+import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from ignite.engine import Engine, Events
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
@@ -58,6 +59,8 @@ class GracefulStop(Attachable):
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}  # what handled a signal before this handler
+        self._process = 0  # in which it listens: a fork inherits the handler
+        self._engine: Engine | None = None  # whose loader is a SparingLoader
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
@@ -82,11 +85,18 @@ class GracefulStop(Attachable):
         loader = engine.state.dataloader
         if isinstance(loader, DataLoader) and loader.num_workers:
             engine.state.dataloader = SparingLoader(loader, self.signals)
+            self._engine = engine
 
     def listen(self) -> None:
         """Take the signals over, unless one has come already."""
+        self._process = os.getpid()
         for number in self.signals if self.received is None else ():
-            previous = signal.signal(number, self._note)
+            try:
+                previous = signal.signal(number, self._note)
+            except ValueError as error:
+                raise ValueError(
+                    f"GracefulStop cannot listen here ({error}): run the engine in the main thread"
+                ) from None
             if previous != self._note:
                 self._previous[number] = previous or signal.SIG_DFL  # None: not set by Python
 
@@ -106,15 +116,27 @@ class GracefulStop(Attachable):
             engine.terminate()
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Give the signals and the loader back."""
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._note:  # else somebody has taken it over since
-                signal.signal(number, previous)
+                signal.signal(number, _of_a_running_stop(previous, number))
+        if self._engine is not None:
+            loader = self._engine.state.dataloader
+            if isinstance(loader, SparingLoader):
+                self._engine.state.dataloader = loader.loader
+        self._engine = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        is_first = not self.received and self._running(frame) is not None
+        if self._process != os.getpid() and get_worker_info() is not None:
+            signal.signal(number, signal.SIG_DFL)  # a worker, forked with this handler, passes over
+            return
+        is_first = (
+            self.received is None
+            and self._process == os.getpid()
+            and self._running(frame) is not None
+        )
         self.close()  # the second one finds what was there before
-        previous = self._previous.pop(number, signal.SIG_DFL)
+        previous = _of_a_running_stop(self._previous.pop(number, signal.SIG_DFL), number)
         if is_first:
             self.received = signal.Signals(number)
             if isinstance(getattr(previous, "__self__", None), GracefulStop):
@@ -124,3 +146,12 @@ class GracefulStop(Attachable):
         elif previous == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+
+def _of_a_running_stop(handler: Any, number: int) -> Any:
+    """A signal's handler, or what stood before it where it is of a stop whose run is over."""
+    while isinstance(stop := getattr(handler, "__self__", None), GracefulStop):
+        if stop._running() is not None:
+            break
+        handler = stop._previous.get(number, signal.SIG_DFL)
+    return handler

@@ -43,6 +43,7 @@ class History(Attachable, Serializable):
     ``ITERATION_COMPLETED``  `update`
     evaluator's ``COMPLETED``  `note_metrics`
     ``EPOCH_COMPLETED``      `record`
+    ``COMPLETED``            `record_rest`
     =======================  ===========
 
     Args:
@@ -86,6 +87,10 @@ class History(Attachable, Serializable):
         output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         super().__init__()
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(
+                f"History reads the rate of an optimizer, got {type(optimizer).__name__}"
+            )
         if evaluated not in SPLITS:
             raise ValueError(f"evaluated must be test or val, got {evaluated!r}")
         self.optimizer = optimizer
@@ -115,18 +120,14 @@ class History(Attachable, Serializable):
             (Events.ITERATION_STARTED, self.note_rate),
             (Events.ITERATION_COMPLETED, self.update),
             (Events.EPOCH_COMPLETED, self.record),
+            (Events.COMPLETED, self.record_rest),
         )
         if isinstance(evaluator, Mapping):
             self._columns = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "seconds")
             self._own = "running" if "train" in evaluator else "train"
         elif evaluator is not None:
             evaluator = {self.evaluated: evaluator}
-        for name, each in (evaluator or {}).items():
-            self._listen(
-                each,
-                (Events.STARTED, self._go_last),  # after all metrics
-                (Events.COMPLETED, self.note_metrics, name),
-            )
+        self._listen_to_each(evaluator or {}, self.note_metrics)
         return self
 
     def reset(self, engine: Engine) -> None:
@@ -173,6 +174,11 @@ class History(Attachable, Serializable):
         if self._means.iterations:
             self._iteration = engine.state.iteration
             self._record()
+
+    def record_rest(self, engine: Engine) -> None:
+        """A row for an epoch without an end, where the run has come to its own."""
+        if not engine.should_terminate or engine.state.iteration == engine.state.max_iters:
+            self.record(engine)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, the unfinished epoch included, as plain numbers."""

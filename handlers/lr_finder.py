@@ -31,7 +31,8 @@ class LRFinder:
     without the hooks that a handler may have put on the optimizer's step. Afterwards, also after an
     error or Ctrl-C, all of this is bit for bit what it was:
 
-    - weights, buffers, gradients, train mode and other attributes of every submodule;
+    - weights, buffers, gradients, train mode and other attributes of every submodule (which object
+      an attribute is; not what a list or a dict holds);
     - the optimizer's state, groups and attributes, and the scaler; so it is with every other
       optimizer that the step uses (a GAN's second), whose rates stay what they are;
     - the random state of torch (CPU and accelerators), numpy, Python and the loader's generators;
@@ -161,7 +162,9 @@ def leaving_no_trace(
         stack.enter_context(torch.random.fork_rng(range(torch.accelerator.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the global one
-        for owner in (data, getattr(data, "sampler", None)):
+        sampler = getattr(data, "sampler", None)
+        batch_sampler = getattr(data, "batch_sampler", None)
+        for owner in (data, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 stack.callback(generator.set_state, generator.get_state())
 
@@ -179,7 +182,10 @@ def leaving_no_trace(
         def lend_another(other: Optimizer, *_: Any) -> None:
             """Before its first step here: what it holds is still as it was."""
             if other not in known:
-                _lend_parameters(stack, _parameters(other), known)
+                for parameter in set(_parameters(other)) - known:
+                    parameter.grad, gradient = None, parameter.grad  # of this test, not before it
+                    _lend_parameters(stack, [parameter], known)
+                    parameter.grad = gradient
                 _lend_optimizer(stack, other, known)
 
         stack.callback(register_optimizer_step_pre_hook(lend_another).remove)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
@@ -110,6 +110,7 @@ class NonFiniteGuard(Attachable):
             (Events.ITERATION_COMPLETED, self.inspect_loss),
             (Events.EPOCH_COMPLETED, self.check),
             (Events.TERMINATE, self.check),
+            (Events.TERMINATE, self.close),  # COMPLETED may be skipped
             (Events.INTERRUPT, self.pause),
             (Events.COMPLETED, self.close),
         )
@@ -137,28 +138,41 @@ class NonFiniteGuard(Attachable):
         self._at_next(engine, Events.ITERATION_STARTED, self._hook_on)
 
     def close(self) -> None:
-        """Take the hook and the flag from the optimizer."""
+        """Take the hooks and the flag from the optimizer."""
         while self._hooks:
             self._hooks.pop().remove()
         self._take_flag_back()
 
-    def inspect_gradients(self, optimizer: Optimizer, *_: Any) -> None:
+    def inspect_gradients(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> Any:
         """Raise the flag if a gradient is not finite, and have the step skipped."""
         if self._running() is None:  # the run ended in an exception, which has left its hooks
             self._take_flag_back()
             # From the last hook after the step, as hooks cannot be removed while others follow.
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))
-            return
+            return None
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf is not self._found:
-            return  # a GradScaler is at work
-        for group in optimizer.param_groups:
+            return None  # a GradScaler is at work
+        closure = args[1] if len(args) > 1 else (kwargs or {}).get("closure")
+        if closure is None:
+            self._look_at_gradients()
+            return None
+
+        def closed() -> Any:
+            loss = closure()  # makes the gradients
+            self._look_at_gradients()
+            return loss
+
+        return (args[0], closed), {}
+
+    def _look_at_gradients(self) -> None:
+        for group in self.optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
                 self._look_at(gradients)
-        if _skips_by_itself(optimizer):
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
-            optimizer.found_inf = self._found  # type: ignore[attr-defined]
+        if _skips_by_itself(self.optimizer):
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
             self._bad.add_(self._found)
             self._rates.append(self._rate())
@@ -172,7 +186,7 @@ class NonFiniteGuard(Attachable):
                 self._look_at([loss])
             elif isinstance(loss, float) and not math.isfinite(loss):
                 self._found.fill_(1.0)
-        if self._alarm is not None:
+        if self._alarm is not None and values:
             loss = self._read_output.loss(values)
             self._found.logical_or_(self._alarm.hear(loss, engine.state.iteration))
         self._bad.add_(self._found)
@@ -192,8 +206,9 @@ class NonFiniteGuard(Attachable):
             self.close()
             raise NonFiniteError(
                 f"{what} at iteration {self._first_unread + good}, "
-                f"rate {self._rates[good]}: lower the learning rate or clip the gradients; "
-                "the weights are still finite"
+                f"rate {self._rates[good]}: lower the learning rate or clip the gradients"
+                # LBFGS moves the weights between the evaluations of its closure.
+                f"{'' if isinstance(self.optimizer, LBFGS) else '; the weights are still finite'}"
             )
         self._first_unread += len(self._rates)
         self._rates.clear()
@@ -201,8 +216,9 @@ class NonFiniteGuard(Attachable):
 
     def _hook_on(self, engine: Engine) -> None:
         self._hooks.append(self.optimizer.register_step_pre_hook(self.inspect_gradients))
+        self._hooks.append(self.optimizer.register_step_post_hook(self._take_flag_back))
 
-    def _take_flag_back(self) -> None:
+    def _take_flag_back(self, *_: Any) -> None:
         found_inf = getattr(self.optimizer, "found_inf", None)
         if found_inf is not None and found_inf is getattr(self, "_found", None):
             del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
@@ -210,7 +226,7 @@ class NonFiniteGuard(Attachable):
     def _look_at(self, tensors: list[Tensor]) -> None:
         """Raise the flag if one of them holds NaN or infinity, without a copy of them."""
         try:
-            # GradScaler's own kernel: it multiplies by 1, which changes no bit, and raises the flag.
+            # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.
             torch._amp_foreach_non_finite_check_and_unscale_(tensors, self._found, self._one)
         except RuntimeError:  # one is sparse, complex, of integers, a view, or on another device
             for tensor in tensors:

@@ -186,12 +186,12 @@ class OneCycleScheduler(Attachable, Serializable):
 
     def _run_length(self, engine: Engine) -> int:
         state = engine.state
-        if state.max_epochs is not None and state.epoch_length is not None:
-            iterations = state.max_epochs * state.epoch_length
-            source = f"max_epochs x epoch_length = {state.max_epochs} x {state.epoch_length}"
-        elif state.max_iters is not None:
+        if state.max_iters is not None:  # first: Ignite derives max_epochs from it in mid-run
             iterations = state.max_iters
             source = f"max_iters = {state.max_iters}"
+        elif state.max_epochs is not None and state.epoch_length is not None:
+            iterations = state.max_epochs * state.epoch_length
+            source = f"max_epochs x epoch_length = {state.max_epochs} x {state.epoch_length}"
         elif self.total_steps is not None:
             return self.total_steps
         else:

@@ -56,6 +56,7 @@ class OutputReader:
         self._owner = type(owner).__name__
         self._transform = transform
         self._passed_over: set[str] = set()  # no numbers when first seen
+        self._has_read = False
 
     def __call__(self, engine: Engine) -> Reading:
         state = engine.state
@@ -68,7 +69,9 @@ class OutputReader:
         return reading
 
     def read(self, output: Any) -> Reading:
-        """The numbers of an output."""
+        """The numbers of an output; none where a later iteration gives None: a batch skipped."""
+        if output is None and self._has_read:
+            return {}, None
         if isinstance(output, Mapping):
             values = self._of_mapping(output)
         elif isinstance(output, tuple | list):
@@ -80,12 +83,17 @@ class OutputReader:
             value = _number(output)
             values = {} if value is None else {"loss": value}
         count = values.pop("count", None)
+        if count is not None and not (count >= 0 and count == int(count)):
+            raise TypeError(
+                f"{self._owner}: count in the step's output must be a whole number, got {count}"
+            )
         if not values:
             raise TypeError(
                 f"{self._owner} finds no number in the step's output, {_describe(output)}: return "
                 "the loss or a mapping with it from the step, or give "
                 f"{self._owner}(output_transform=...)"
             )
+        self._has_read = True
         return values, None if count is None else int(count)
 
     def loss(self, values: Mapping[str, Any]) -> Any:
@@ -141,12 +149,14 @@ class Means:
         self.iterations: int = state["iterations"] if state else 0
         self._sums: dict[str, tuple[float, int]] = dict(state["sums"]) if state else {}
         self._hits: tuple[float, int, int] = tuple(state["hits"]) if state else (0, 0, 0)
+        self._empty: int = state["empty"] if state else 0  # iterations without a number
         self._unread: list[Reading] = []
 
     def add(self, values: dict[str, Any], count: int | None) -> None:
         """Take an iteration's reading."""
         self._unread.append((values, count))
         self.iterations += 1
+        self._empty += not values
 
     def read(self) -> dict[str, list[float]]:
         """Transfer what is unread from the device, all at once; its numbers by name, in order."""
@@ -179,14 +189,19 @@ class Means:
         """The means of what has been read."""
         means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
         correct, of, iterations = self._hits
-        if iterations == self.iterations and of:
+        if iterations == self.iterations - self._empty and of:
             means["accuracy"] = correct / of
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, as plain numbers."""
         self.read()
-        return {"iterations": self.iterations, "sums": dict(self._sums), "hits": self._hits}
+        return {
+            "iterations": self.iterations,
+            "empty": self._empty,
+            "sums": dict(self._sums),
+            "hits": self._hits,
+        }
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -198,7 +213,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     numbers = {name: _number(value) for name, value in metrics.items()}
     return {
-        name: value.item() if isinstance(value, Tensor) else value
+        name: float(value.item()) if isinstance(value, Tensor) else value
         for name, value in numbers.items()
         if value is not None
     }

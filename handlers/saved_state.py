@@ -108,15 +108,15 @@ def _plain_modules(paths: Iterable[str]) -> dict[str, str]:
 def _layout(live: Any, state: Any) -> dict[str, Any]:
     """What two states must share for one object to load both."""
     if isinstance(live, nn.Module):
-        return {name: _shape(state[key]) for key, name in plain_names(state).items()}
+        names = plain_names(state).items()
+        # An extra state has the shape that its module likes.
+        return {name: _shape(state[k]) for k, name in names if not k.endswith("_extra_state")}
     if isinstance(live, Optimizer):
         return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}
     return {}
 
 
 def _shape(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return "extra state"
     return "not made yet" if is_lazy(value) else tuple(value.shape)
 
 

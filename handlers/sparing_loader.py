@@ -18,6 +18,7 @@ class SparingLoader:
     would take the run with them, before it could save. From their first moment the signals are
     blocked, as a process inherits; once they have a handler of their own, the first signal is
     passed over and the second ends them. The loader itself is as before when its iterator is made.
+    A fork server that is started meanwhile keeps them blocked, for its other children, too.
 
     Args:
         loader: what is iterated over; its other attributes can be reached.
@@ -45,6 +46,8 @@ class SparingLoader:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
 

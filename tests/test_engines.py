@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from ignite.engine import Events
+from ignite.engine import Events, create_supervised_evaluator
 from torch import nn
 
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
@@ -277,3 +277,77 @@ def test_accuracy_of_pixels_and_of_one_logit(accumulation_steps):
         assert history.rows[0]["train_accuracy"] == pytest.approx(expected)
         assert metrics["accuracy"] == pytest.approx(expected)
         assert metrics["count"] == batch[1].numel()
+
+
+def accuracies(logits, labels):
+    """Of both engines, for a model that gives these logits."""
+    model = nn.Sequential(nn.Identity())
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+
+    def loss_fn(x, y):
+        return (x.float().mean() * 0 + parameter).square()
+
+    trainer = create_trainer(model, optimizer, loss_fn, device="cpu")
+    history = History(optimizer).attach(trainer)
+    trainer.run([(logits, labels)])
+    metrics = create_evaluator(model, loss_fn, device="cpu").run([(logits, labels)]).metrics
+    return history.rows[0]["train_accuracy"], metrics["accuracy"], metrics["count"]
+
+
+LOGITS = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+SHARES = torch.tensor([[0.0, 1.0, 0.0], [0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.4, 0.6, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "accuracy", "count"),
+    [
+        (LOGITS, torch.tensor([1, 0, 0, 1]), 2 / 4, 4),
+        (LOGITS, torch.tensor([[1], [0], [0], [1]]), 2 / 4, 4),
+        (LOGITS, SHARES, 2 / 4, 4),  # one-hot, or mixed by MixUp
+        (LOGITS[:, :1], torch.tensor([1.0, 0.0, 1.0, 1.0]), 3 / 4, 4),
+        (LOGITS[:, 0], torch.tensor([[1.0], [0.0], [1.0], [1.0]]), 3 / 4, 4),
+        (LOGITS - 0.2, torch.tensor([[0.0, 1.0, 1.0]] * 4), 6 / 12, 12),  # several at once
+        (  # pixels, one of them without a label
+            LOGITS.T[None, :, :, None],
+            torch.tensor([1, 0, 0, -100])[None, :, None],
+            2 / 3,
+            3,
+        ),
+    ],
+)
+def test_accuracy_by_the_kind_of_the_labels(logits, labels, accuracy, count):
+    trained, evaluated, counted = accuracies(logits, labels)
+    assert trained == pytest.approx(accuracy)
+    assert (evaluated, counted) == (pytest.approx(accuracy), count)
+
+
+def test_a_regression_has_no_accuracy_and_its_evaluator_says_so():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.rand(4, 2), torch.tensor([[4.2], [1.7], [0.3], [0.0]])
+    trainer = create_trainer(model, optimizer, F.mse_loss, device="cpu")
+    history = History(optimizer).attach(trainer)
+    trainer.run([batch])
+    assert history.rows[0]["train_accuracy"] is None
+    evaluator = create_evaluator(model, F.mse_loss, device="cpu")
+    evaluator.logger.disabled = True
+    with pytest.raises(
+        ValueError, match=r"measures classifiers, got torch.float32 labels \(4, 1\)"
+    ):
+        evaluator.run([batch])
+
+
+def test_a_frozen_norm_stays_frozen_where_a_stock_evaluator_leaves_all_in_eval_mode():
+    model = frozen_model()
+    before = modes(model)
+    trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+    evaluator = create_supervised_evaluator(model)
+    batches = [(IMAGES, LABELS)] * 2
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches))
+    trainer.run(batches, max_epochs=2)
+    trainer.run(batches, max_epochs=3)
+    model.eval()
+    trainer.run(batches, max_epochs=4)
+    assert not model.training or modes(model) == before
+    assert int(model[1].num_batches_tracked) == 0

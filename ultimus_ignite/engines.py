@@ -12,6 +12,7 @@ from ignite.metrics import Accuracy, Loss, Metric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ultimus_ignite.predictions import Judge
 from ultimus_ignite.seeding import derive_seed
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -67,19 +68,25 @@ def training_step(
 
     Returns:
         ``update(engine, batch)``, whose output is ``{"loss", "correct", "count"}``: two 0-d tensors
-        that stay on the device, and the number of labels: one an image, or one a pixel.
+        that stay on the device, and the number of labels: one an image, or one a pixel. Without
+        ``correct`` where the labels are not of a classifier, see `Judge`.
     """
 
+    judge = Judge()
+    training: list[nn.Module] = []  # modules that the first step found or set in training mode
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
 
     def update(engine: Engine, batch: Any) -> dict[str, Any]:
         images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
         if seed is not None:
             _seed_step(derive_seed(seed, "step", engine.state.iteration - 1), device)
-        if not model.training:
-            model.train()
+        if not model.training:  # an evaluation has left it so; at first the user, maybe
+            for module in training or model.train().modules():
+                module.training = True
+        if not training:
+            training.extend(module for module in model.modules() if module.training)
         optimizer.zero_grad()
-        losses, hits = [], []
+        losses, right = [], []
         parts = images.chunk(accumulation_steps), labels.chunk(accumulation_steps)
         for x, y in zip(*parts, strict=True):
             with _autocast(device, autocast_dtype):
@@ -87,14 +94,18 @@ def training_step(
                 loss = loss_fn(logits, y) * (len(y) / len(labels))
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-            hits.append(_hits(logits.detach(), y))
+            right.append(judge(logits.detach(), y))
         if max_grad_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
-        loss, correct = reduce(torch.add, losses), reduce(torch.add, hits)
-        return {"loss": loss, "correct": correct, "count": labels.numel()}
+        output = {"loss": reduce(torch.add, losses), "count": len(labels)}
+        known = [hits for hits in right if hits is not None]
+        if len(known) == len(right):
+            output["correct"] = reduce(torch.add, (hits.sum() for hits in known))
+            output["count"] = sum(hits.numel() for hits in known)
+        return output
 
     return update
 
@@ -192,14 +203,27 @@ def create_evaluator(
                 logits = (logits + model(images.flip(-1)).float()) / 2
             return logits, labels
 
+    judge = Judge()
+
+    def as_right(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """For Ignite's Accuracy: whether each prediction is right, and that it should be."""
+        right = judge(*output)
+        if right is None:
+            logits, labels = output
+            raise ValueError(
+                f"create_evaluator measures classifiers, got {labels.dtype} labels "
+                f"{tuple(labels.shape)} for logits {tuple(logits.shape)}: write one of your own"
+            )
+        return right, torch.ones_like(right)
+
     evaluator = Engine(update)
     Loss(loss_fn, device=device).attach(evaluator, "loss")
-    Accuracy(_as_classes, device=device).attach(evaluator, "accuracy")
-    SampleCount().attach(evaluator, "count")
+    Accuracy(as_right, device=device).attach(evaluator, "accuracy")
+    LabelCount(as_right).attach(evaluator, "count")
     return evaluator
 
 
-class SampleCount(Metric):
+class LabelCount(Metric):
     """Number of labels evaluated, so that a log can say ``3257/10000``."""
 
     def reset(self) -> None:
@@ -222,19 +246,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels are predicted: the highest logit's, or whether the only logit is positive."""
-    if logits.shape == labels.shape:
-        return ((logits > 0) == (labels > 0.5)).sum()
-    return (logits.argmax(dim=1) == labels).sum()
-
-
-def _as_classes(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What Ignite's Accuracy takes: binary predictions where there is one logit a label."""
-    logits, labels = output
-    return (logits > 0, labels > 0.5) if logits.shape == labels.shape else output
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

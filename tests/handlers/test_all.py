@@ -339,3 +339,39 @@ def test_its_state_can_be_saved_the_moment_it_is_attached(name, script):
     checkpointer = HANDLERS["Checkpointer"](script).attach(script.trainer)
     script.run()
     assert checkpointer.resume()
+
+
+# What is refused, and when
+
+
+def test_attached_in_mid_run_it_is_refused_but_not_at_started(name, script):
+    handler = HANDLERS[name](script)
+    script.trainer.add_event_handler(Events.STARTED, lambda: handler.attach(script.trainer))
+    with handler:
+        script.run()
+    late = HANDLERS[name](Script(script.folder / "late"))
+    script.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: late.attach(script.trainer))
+    with late, pytest.raises(ValueError, match=f"{name} is attached in the middle of a run"):
+        script.run(max_epochs=4)
+
+
+@pytest.mark.parametrize("name", ["BatchLogger", "History"])
+def test_one_evaluator_of_two_names_is_refused(name, script):
+    evaluator = Engine(lambda engine, batch: None)
+    with pytest.raises(ValueError, match=f"{name}: one evaluator has two names, train, val"):
+        HANDLERS[name](script).attach(script.trainer, {"train": evaluator, "val": evaluator})
+
+
+@pytest.mark.parametrize("name", ["BatchLogger", "History"])
+def test_a_model_for_an_optimizer_is_refused(name):
+    with pytest.raises(TypeError, match=f"{name} reads the rate of an optimizer, got Linear"):
+        getattr(handlers, name)(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("count", [-1, 0.5, float("nan")])
+@pytest.mark.parametrize("name", READERS)
+def test_a_count_that_is_none_is_refused(name, count, tmp_path):
+    script = Script(tmp_path, {"loss": 1.0, "count": count})
+    HANDLERS[name](script).attach(script.trainer)
+    with pytest.raises(TypeError, match=f"{name}: count .* must be a whole number"):
+        script.run()

@@ -2,6 +2,7 @@ import errno
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -503,3 +504,117 @@ def test_checkpoints_of_the_first_version_are_read(tmp_path):
     trainer.run(iter(int, 1), max_epochs=2, epoch_length=3)
     assert model.weight[0, 0] == 6
     assert saved(tmp_path) == [3, 6]
+
+
+# What is refused, and when
+
+
+def test_a_step_that_comes_again_is_refused(tmp_path):
+    trainer, evaluator, _, checkpointer = script(tmp_path)
+    checkpointer.global_step_transform = lambda engine, event: trainer.state.epoch
+    checkpointer.attach(evaluator)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: evaluator.run([0]))
+    with pytest.raises(CheckpointError, match="step 1 comes again at iteration 3: let"):
+        trainer.run(range(3), max_epochs=2)
+
+
+def test_evaluations_outside_the_trainers_run_count_its_iterations(tmp_path):
+    scores = iter([0.1, 0.9, 0.3])
+    model = nn.Linear(1, 1, bias=False)
+    trainer = Engine(lambda engine, batch: nn.init.constant_(model.weight, engine.state.iteration))
+    evaluator = Engine(lambda engine, batch: None)
+    checkpointer = Checkpointer(
+        {"trainer": trainer, "model": model},
+        directory=tmp_path,
+        score_function=lambda engine: next(scores),
+    ).attach(evaluator)
+    for epoch in range(1, 4):
+        trainer.run(range(2), max_epochs=epoch)
+        evaluator.run(range(5))
+    assert saved(tmp_path) == [4, 6]
+    iteration, best = checkpointer.load_best()
+    assert (iteration, best["model"]["weight"].item()) == (4, 4.0)
+
+
+def test_an_optimizer_of_another_kind_is_refused(tmp_path):
+    def run(kind):
+        optimizer = kind([nn.Parameter(torch.ones(1))], lr=0.1)
+        trainer = Engine(lambda engine, batch: None)
+        to_save = {"trainer": trainer, "optimizer": optimizer}
+        return trainer, Checkpointer(to_save, directory=tmp_path).attach(trainer)
+
+    trainer, _ = run(torch.optim.SGD)
+    trainer.run([0])
+    _, other = run(torch.optim.Adam)
+    with pytest.raises(CheckpointError, match="optimizer: SGD -> Adam"):
+        other.resume()
+
+
+def test_two_in_one_folder_are_refused_before_the_first_iteration(tmp_path):
+    trainer, _, _, first = script(tmp_path)
+    first.attach(trainer)
+    second = script(tmp_path)[3]
+    second.attach(trainer)
+    with pytest.raises(CheckpointError, match="two Checkpointers save into"):
+        trainer.run(range(3))
+    assert trainer.state.iteration == 0
+
+
+def test_names_of_its_own_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="to_save: best, run is the checkpoint's own name"):
+        Checkpointer({"best": nn.Linear(1, 1), "run": nn.Linear(1, 1)}, directory=tmp_path)
+
+
+@pytest.mark.parametrize("score", [None, "high", torch.ones(2)])
+def test_a_score_that_is_no_number_is_refused_by_name(tmp_path, score):
+    trainer, _, _, checkpointer = script(tmp_path)
+    checkpointer.score_function = lambda engine: score
+    checkpointer.attach(trainer)
+    with pytest.raises(TypeError, match="Checkpointer: score_function must give a number"):
+        trainer.run(range(3))
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, np.arange(3), torch.ones(2), (1, 2), [np.float32(0.1)], {"a": {1, 2}}]
+)
+def test_metadata_that_can_be_saved_can_be_resumed(tmp_path, value):
+    trainer, _, checkpointer = make(tmp_path, metadata={"it": value})
+    checkpointer.attach(trainer)
+    trainer.run(range(3), max_epochs=1)
+    assert make(tmp_path, metadata={"it": value})[2].resume()
+
+
+def test_a_state_that_is_made_at_started_can_be_saved_whatever_the_order(tmp_path):
+    trainer, _, _, checkpointer = script(tmp_path)
+    checkpointer.attach(trainer)
+    trainer.state_dict_user_keys.append("alpha")
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "alpha", 0.5))
+    trainer.run(range(3))
+    assert checkpointer.load_newest()["trainer"]["alpha"] == 0.5
+
+
+class Growing(nn.Linear):
+    history = None
+
+    def get_extra_state(self):
+        return self.history
+
+    def set_extra_state(self, state):
+        self.history = state
+
+
+def test_an_extra_state_may_grow(tmp_path):
+    model = Growing(1, 1)
+    model.history = torch.ones(5)
+    assert torch.equal(roundtrip(tmp_path, model, Growing(1, 1)).history, torch.ones(5))
+
+
+def test_a_compiled_optimizers_marks_do_not_matter(tmp_path):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight])
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    optimizer.state[weight]["exp_avg"]._dynamo_static_input_type = "guarded"
+    fresh = torch.optim.Adam([weight])
+    roundtrip(tmp_path, optimizer, fresh)
+    assert fresh.state[weight]["exp_avg"] == optimizer.state[weight]["exp_avg"]

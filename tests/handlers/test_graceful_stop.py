@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ignite.engine import Engine, Events
@@ -153,6 +154,7 @@ def test_the_default_is_still_the_end_of_the_process():
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from ignite.engine import Engine
 from ultimus_ignite.handlers import GracefulStop
 trainer = Engine(lambda engine, batch: 1 / 0)
@@ -231,3 +233,59 @@ def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context):
     script.write_text(WORKERS)
     ended = subprocess.run([sys.executable, script, context], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "SIGTERM None 8\n"), ended.stderr
+
+
+def test_a_stop_whose_run_failed_does_not_end_the_next_ones_run(received):
+    failed = failing(at=2)
+    GracefulStop().attach(failed)
+    with pytest.raises(ArithmeticError):
+        go(failed)
+    trainer, stop, _ = make(6)
+    go(trainer)
+    assert (trainer.state.iteration, stop.received) == (6, signal.SIGTERM)
+    assert received == []
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+
+
+def test_stops_detached_in_any_order_leave_the_signal_as_it_was(received):
+    own = signal.getsignal(signal.SIGTERM)
+    stops = [GracefulStop() for _ in range(2)]
+    outer, inner = (Engine(lambda engine, batch: None) for _ in range(2))
+    stops[0].attach(outer)
+    stops[1].attach(inner)
+    inner.add_event_handler(Events.ITERATION_COMPLETED, stops[0].detach)
+    outer.add_event_handler(Events.ITERATION_COMPLETED, lambda: inner.run([0]))
+    outer.run([0])
+    assert signal.getsignal(signal.SIGTERM) == own
+
+
+def test_a_process_that_is_forked_in_a_run_can_still_be_terminated():
+    script = """
+import multiprocessing, time
+from ignite.engine import Engine
+from ultimus_ignite.handlers import GracefulStop
+
+def step(engine, batch):
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process.start()
+    process.terminate()
+    process.join()
+    return process.exitcode
+
+trainer = Engine(step)
+GracefulStop().attach(trainer)
+print(trainer.run([0]).output)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == f"{-signal.SIGTERM}\n", ended.stderr
+
+
+def test_outside_the_main_thread_it_says_what_to_do():
+    trainer = Engine(lambda engine, batch: None)
+    trainer.logger.disabled = True
+    GracefulStop().attach(trainer)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(trainer.run, [0])
+    with pytest.raises(ValueError, match="GracefulStop cannot listen.*in the main thread"):
+        ended.result()

@@ -2,6 +2,7 @@ import csv
 import errno
 import math
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -325,3 +326,54 @@ def test_the_state_of_the_first_version_is_read():
     go(whole_trainer)
     for ours, theirs in zip(history.rows, whole.rows, strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    "length", [{}, {"max_iters": 5}], ids=["terminate_epoch", "max_iters without a length"]
+)
+def test_every_iteration_of_a_run_that_came_to_its_end_is_in_a_row(length):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer = Engine(lambda engine, batch: float(engine.state.iteration))
+    history = History(optimizer).attach(trainer)
+    if length:
+        trainer.run(iter(range(9)), **length)
+    else:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(event_filter=lambda _, i: i in (3, 5)),
+            lambda: trainer.terminate_epoch(skip_epoch_completed=True),
+        )
+        trainer.run(range(9), max_epochs=2)
+    means = [(row["iteration"], row["train_loss"]) for row in history.rows]
+    assert means == ([(5, 3.0)] if length else [(3, 2.0), (5, 4.5)])
+
+
+def test_a_batch_that_is_skipped_later_takes_no_part():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    outputs = iter([{"loss": 1.0, "correct": 1, "count": 2}, None])
+    trainer = Engine(lambda engine, batch: next(outputs))
+    history = History(optimizer).attach(trainer)
+    trainer.run(range(2))
+    assert (history.rows[0]["train_loss"], history.rows[0]["train_accuracy"]) == (1.0, 0.5)
+    assert len(history.rates) == 2
+
+
+def test_numbers_that_come_now_and_then_are_means_over_when_they_came():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer = Engine(
+        lambda engine, batch: {"errD": 1.0 * batch, "errG": 10.0 * batch if batch % 2 else None}
+    )
+    history = History(optimizer).attach(trainer)
+    trainer.run(range(4))
+    assert (history.rows[0]["train_errD"], history.rows[0]["train_errG"]) == (1.5, 20.0)
+
+
+@pytest.mark.parametrize("metric", [True, np.bool_(True), torch.tensor(True), Fraction(1, 2)])
+def test_any_scalar_metric_can_be_read_back(tmp_path, metric):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer, evaluator = Engine(lambda engine, batch: 1.0), Engine(lambda engine, batch: None)
+    history = History(optimizer, path=tmp_path / "history.csv").attach(trainer, evaluator)
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: e.state.metrics.update(it=metric))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
+    trainer.run([0])
+    assert read_csv(tmp_path / "history.csv") == history.rows
+    assert history.rows[0]["test_it"] == float(metric)

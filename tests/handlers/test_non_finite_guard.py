@@ -355,3 +355,45 @@ def test_a_pair_of_optimizers_is_guarded_by_a_pair():
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"Linear is no torch\.optim\.Optimizer"):
         NonFiniteGuard(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+        lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1),
+    ],
+)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_gradients_that_a_closure_makes_are_looked_at(make_optimizer, by_name):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = make_optimizer([weight])
+
+    def step(engine, batch):
+        def closure():
+            optimizer.zero_grad()
+            loss = (weight * batch).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="at iteration 3"):
+        trainer.run([1.0, 1.0, math.nan])
+    assert torch.isfinite(weight).all()
+    assert weight.item() != 1.0
+
+
+def test_a_loss_that_is_none_at_first_is_looked_at_later():
+    _, optimizer = one_weight()
+    losses = iter([None, 1.0, math.nan])
+    trainer = Engine(lambda engine, batch: {"loss": next(losses), "norm": 1.0})
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    with pytest.raises(NonFiniteError, match="iteration 3"):
+        trainer.run(range(3))
