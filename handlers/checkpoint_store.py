@@ -1,47 +1,27 @@
 """Checkpoints on disk that outlive a kill, a power loss, a full disk and a flipped bit.
 
 A checkpoint is ``ckpt-000002352.pt`` with its digest beside it in ``ckpt-000002352.pt.sha256``, in
-the format that ``sha256sum --check`` reads. It counts only where the two agree. A comment in the
-digest's file says which checkpoint of which run it is: iterations repeat, serial numbers do not.
+the format that ``sha256sum --check`` reads. It counts only where the two agree.
 """
 
 import hashlib
 import math
 import os
-import re
-import stat
 import warnings
-import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ultimus_ignite.handlers.checkpoint_format import decode, encode
-
-_NAME = re.compile(r"ckpt-[0-9]{9,}\.pt")
-_MOMENT = re.compile(
-    rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{_NAME.pattern})\n"
-    r"(?:# run (?P<run>[0-9a-z-]+) serial (?P<serial>[0-9]+) check (?P<check>[0-9a-f]{8})\n)?"
+from ultimus_ignite.handlers.checkpoint_sidecar import (
+    NAME,
+    NO_RUN,
+    Moment,
+    read_moment,
+    read_moments,
+    read_regular,
+    sidecar_of,
 )
-_NO_RUN = "-"
-
-
-class Moment(NamedTuple):
-    """What stands beside a checkpoint: its digest, its run, and its place in the run's order."""
-
-    digest: str
-    run: str = _NO_RUN
-    serial: int = 0  # one more with every save into the folder; 0 of version 0.1.0
-
-    @property
-    def check(self) -> str:
-        """Tells of a flipped bit in the comment."""
-        return f"{zlib.crc32(f'{self.digest} {self.run} {self.serial}'.encode()):08x}"
-
-    def text(self, name: str) -> str:
-        """The lines of the file beside ``name``."""
-        comment = f"# run {self.run} serial {self.serial} check {self.check}"
-        return f"{self.digest}  {name}\n{comment}\n"
 
 
 class CheckpointError(Exception):
@@ -116,10 +96,10 @@ class CheckpointStore:
         _create_folder(self.directory)
         self._sweep()
         moments = self._moments()
-        if path in moments and moments[path].run not in (self.run or _NO_RUN, _NO_RUN):
+        if path in moments and moments[path].run not in (self.run or NO_RUN, NO_RUN):
             raise CheckpointError(f"{path} is another run's: give each run a directory of its own")
         serial = 1 + max((moment.serial for moment in moments.values()), default=0)
-        moment = Moment(hashlib.sha256(data).hexdigest(), self.run or _NO_RUN, serial)
+        moment = Moment(hashlib.sha256(data).hexdigest(), self.run or NO_RUN, serial)
         try:
             self._replace(path, data, moment)
         finally:
@@ -143,10 +123,10 @@ class CheckpointStore:
         path = Path(path)
         try:
             # Two copies are alive at the end of a load: the bytes and the tensors.
-            data = _read(path, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+            data = read_regular(path, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
             digest = hashlib.sha256(data).hexdigest()
-            if digest not in [moment.digest for moment in _read_moments(path)]:
-                raise ValueError(f"its sha256 is not the one in {_sidecar(path).name}")
+            if digest not in [moment.digest for moment in read_moments(path)]:
+                raise ValueError(f"its sha256 is not the one in {sidecar_of(path).name}")
             return decode(data)
         except Exception as error:  # whatever goes wrong in there, the file is to blame
             reason = str(error) or type(error).__name__
@@ -164,17 +144,17 @@ class CheckpointStore:
         without one that are older than the others: a power loss can keep half of a deletion.
         """
         try:
-            found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
+            found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
         except FileNotFoundError:  # a folder that cannot be read is an error, not an empty one
             return []
-        moments = {path: _moment(path) for path in found}
+        moments = {path: read_moment(path) for path in found}
         furthest = max((_iteration(path) for path in found if moments[path]), default=-1)
 
         def order(path: Path) -> tuple[float, int]:
             moment, iteration = moments[path], _iteration(path)
             if moment is not None:
                 return moment.serial, iteration
-            is_leftover = not _sidecar(path).exists() and iteration <= furthest
+            is_leftover = not sidecar_of(path).exists() and iteration <= furthest
             return (-1 if is_leftover else math.inf), iteration
 
         return sorted(found, key=order, reverse=True)
@@ -203,15 +183,15 @@ class CheckpointStore:
 
     def _moments(self) -> dict[Path, Moment]:
         """The checkpoints whose place in the order is known, the newest first."""
-        moments = {path: _moment(path) for path in self.paths()}
+        moments = {path: read_moment(path) for path in self.paths()}
         return {path: moment for path, moment in moments.items() if moment is not None}
 
     def _replace(self, path: Path, data: bytes, moment: Moment) -> None:
-        sidecar = _sidecar(path)
+        sidecar = sidecar_of(path)
         text = moment.text(path.name).encode()
         try:
-            _read_moments(path)
-            replaced = _read(sidecar, limit=4096)
+            read_moments(path)
+            replaced = read_regular(sidecar, limit=4096)
         except (OSError, ValueError):  # nothing to replace, or nothing that could be loaded
             replaced = b""
         moves = [(sidecar, text + replaced), (path, data)]
@@ -226,12 +206,12 @@ class CheckpointStore:
             _sync(self.directory)  # else a power loss could keep a later move without this one
 
     def _prune(self, protect: Collection[int]) -> None:
-        mine = (self.run or _NO_RUN, _NO_RUN)
+        mine = (self.run or NO_RUN, NO_RUN)
         own = [path for path, moment in self._moments().items() if moment.run in mine]
         for path in own[self._keep :]:
             if _iteration(path) not in protect:
                 _delete(path)
-                _delete(_sidecar(path))
+                _delete(sidecar_of(path))
 
     def _sweep(self) -> None:
         """Delete what an interrupted save or prune leaves: temporaries, and digests of no file."""
@@ -244,10 +224,6 @@ class CheckpointStore:
 
 def _iteration(path: Path) -> int:
     return int(path.stem.removeprefix("ckpt-"))
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
 
 
 def _temporary(path: Path, step: int) -> Path:
@@ -281,42 +257,3 @@ def _delete(path: Path) -> None:
         path.unlink()
     except OSError as error:  # litter is no reason to end a run
         warnings.warn(f"{path}: not deleted: {error.strerror}", stacklevel=2)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
-        raise ValueError("it is not a regular file")
-    if status.st_size > limit:
-        raise ValueError(f"{path.name} has {status.st_size} bytes, {limit} at most are read")
-    with path.open("rb") as file:
-        return file.read(status.st_size)
-
-
-def _read_moments(path: Path) -> list[Moment]:
-    """What the file beside a checkpoint says; of two bytes while one is being replaced."""
-    text = _read(_sidecar(path), limit=4096).decode("ascii")
-    found = list(_MOMENT.finditer(text))
-    moments = [
-        Moment(match["digest"], match["run"] or _NO_RUN, int(match["serial"] or 0))
-        for match in found
-    ]
-    is_sound = all(
-        match["name"] == path.name and match["check"] in (None, moment.check)
-        for match, moment in zip(found, moments, strict=True)
-    )
-    if not text or text != "".join(match[0] for match in found) or not is_sound:
-        raise ValueError(f"{_sidecar(path).name} is damaged")
-    return moments
-
-
-def _moment(path: Path) -> Moment | None:
-    """Which checkpoint of which run it is, None where nothing says so."""
-    try:
-        moments = _read_moments(path)
-        if len(moments) > 1:  # a save was cut off between its two moves
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            moments = [moment for moment in moments if moment.digest == digest]
-        return moments[0]
-    except (OSError, ValueError, IndexError):
-        return None

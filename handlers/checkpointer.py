@@ -10,18 +10,13 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable, running_engines
 from ultimus_ignite.handlers.checkpoint_format import encode
 from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
 from ultimus_ignite.handlers.epoch_position import EpochPosition
-from ultimus_ignite.handlers.saved_state import check_finite, differences, load_state, save_state
-
-FORMAT = 2
-FORMATS = (1, 2)  # 1, of version 0.1.0, knows no run
-OWN = {"format", "run", "step", "metadata", "best", "positions", "types"}
+from ultimus_ignite.handlers.snapshot import Snapshot
 
 
 class Checkpointer(Attachable):
@@ -104,24 +99,13 @@ class Checkpointer(Attachable):
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"every must be a positive number of iterations, got {every}")
-        if taken := OWN & to_save.keys():
-            raise ValueError(f"to_save: {', '.join(sorted(taken))} is the checkpoint's own name")
-        for name, live in to_save.items():
-            if not (hasattr(live, "state_dict") and hasattr(live, "load_state_dict")):
-                raise TypeError(
-                    f"to_save[{name!r}] is a {type(live).__name__} without state_dict or "
-                    "load_state_dict: only objects with both can be saved and restored"
-                )
-        self.to_save = dict(to_save)
+        self.snapshot = Snapshot(to_save, metadata=metadata or {}, assumed=assumed or {})
         self.store = CheckpointStore(directory, keep=keep)
         self.every = every
         self.score_function = score_function
         self.global_step_transform = global_step_transform
-        self.metadata = dict(metadata or {})
-        self.assumed = dict(assumed or {})
         self.best_iteration: int | None = None
         self.best_score = -math.inf
-        self._positions = {k: EpochPosition(v) for k, v in to_save.items() if isinstance(v, Engine)}
         self._trainer: weakref.ref[Engine] | None = None  # whose iterations are counted
         self._last_step: int | None = None  # that was saved, or restored
         self._last_iteration: int | None = None  # of the trainer, at that step
@@ -137,7 +121,7 @@ class Checkpointer(Attachable):
             every = Events.ITERATION_COMPLETED(every=self.every)
             rows.append((every, self.save_iteration))
         self._position = EpochPosition(engine)
-        for position in self._positions.values():
+        for position in self.snapshot.positions.values():
             self._listen(position.engine, *position.rows())
             if position.engine is engine:
                 self._position = position
@@ -174,14 +158,14 @@ class Checkpointer(Attachable):
     def _rehearse(self, engine: Engine) -> None:
         """Encode everything once, when all is in place and nothing is trained yet."""
         try:
-            encode(self._state(engine, is_trial=True))
+            encode(self._take(engine, is_trial=True))
         except ValueError as error:
             raise CheckpointError(f"Checkpointer cannot save {error}") from error
 
     def _why_taken(self) -> str:
         if self._last_step is None:
             what = "holds the checkpoints of another run: call resume() to go on with it"
-        elif self._positions:
+        elif self.snapshot.positions:
             what = "holds a finished run: give more max_epochs to go on with it"
         else:
             what = (
@@ -240,7 +224,7 @@ class Checkpointer(Attachable):
         if newest is None:
             return None
         path, checkpoint = newest
-        self._check_fit(path, checkpoint)
+        self.snapshot.check_fit(path, checkpoint)
         return checkpoint
 
     def load_best(self) -> tuple[int, dict[str, Any]]:
@@ -256,16 +240,11 @@ class Checkpointer(Attachable):
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Load a checkpoint into the live objects; the run then goes on as its own."""
-        for name, live in self.to_save.items():
-            if name in self._positions:
-                position = checkpoint.get("positions", {}).get(name)
-                self._positions[name].restore(checkpoint[name], position)
-            else:
-                load_state(live, checkpoint[name])
+        self.snapshot.restore(checkpoint)
         self.best_iteration, self.best_score = checkpoint["best"]
         self.store.run = checkpoint.get("run") or uuid.uuid4().hex
         self._last_step = checkpoint.get("step")
-        engines = [position.engine for position in self._positions.values()]
+        engines = [position.engine for position in self.snapshot.positions.values()]
         self._last_iteration = engines[0].state.iteration if engines else self._last_step
 
     def _step(self, engine: Engine) -> int:
@@ -275,7 +254,7 @@ class Checkpointer(Attachable):
 
     def _source(self, engine: Engine) -> Engine:
         """The trainer: the engine itself, or the one that is saved or runs around an evaluator."""
-        saved = [position.engine for position in self._positions.values()]
+        saved = [position.engine for position in self.snapshot.positions.values()]
         if not saved or engine in saved:
             *_, outermost = engine, *running_engines()
             if outermost is not engine:
@@ -283,27 +262,13 @@ class Checkpointer(Attachable):
             return (self._trainer and self._trainer()) or outermost
         return saved[0]
 
-    def _state(self, engine: Engine, *, is_trial: bool = False) -> dict[str, Any]:
-        state = {
-            "format": FORMAT,
-            "run": self.store.run,
-            "step": self._step(engine),
-            "metadata": self.metadata,
-            "best": (self.best_iteration, self.best_score),
-            "positions": {name: each.state() for name, each in self._positions.items()},
-            "types": {
-                name: type(live).__name__
-                for name, live in self.to_save.items()
-                if isinstance(live, Optimizer)
-            },
-        }
-        for name, live in self.to_save.items():
-            try:
-                state[name] = save_state(live, with_lazy=not is_trial)
-                check_finite(live, state[name], name)
-            except Exception as error:  # of a user's own object, too
-                raise CheckpointError(f"Checkpointer cannot save {name}: {error}") from error
-        return state
+    def _take(self, engine: Engine, *, is_trial: bool = False) -> dict[str, Any]:
+        return self.snapshot.take(
+            is_trial=is_trial,
+            run=self.store.run,
+            step=self._step(engine),
+            best=(self.best_iteration, self.best_score),
+        )
 
     def _save(self, engine: Engine) -> None:
         step, iteration = self._step(engine), self._source(engine).state.iteration
@@ -312,7 +277,7 @@ class Checkpointer(Attachable):
                 f"Checkpointer: step {step} comes again at iteration {iteration}: let "
                 "global_step_transform give iterations, or leave it out"
             )
-        state = self._state(engine)
+        state = self._take(engine)
         protect = () if self.best_iteration is None else (self.best_iteration,)
         self._failure = None
         if idist.get_rank() == 0:
@@ -324,39 +289,6 @@ class Checkpointer(Attachable):
                 warnings.warn(message, stacklevel=2)
                 return
         self._last_step, self._last_iteration = step, iteration
-
-    def _check_fit(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse what another run has written, before any live object is touched."""
-        if checkpoint.get("format") not in FORMATS:
-            raise CheckpointError(
-                f"{path} has format {checkpoint.get('format')}, this version reads {FORMAT}: "
-                "resume with the version that wrote it"
-            )
-        differing = [name for name in checkpoint if name not in OWN | self.to_save.keys()]
-        saved = checkpoint.get("metadata", {})
-        before = {**self.assumed, **saved}
-        for key in sorted(self.metadata.keys() | saved.keys()):
-            old, new = before.get(key), self.metadata.get(key)
-            if encode({"": old}) != encode({"": new}):
-                differing.append(f"{key}: {old} -> {new}")
-        for name, kind in checkpoint.get("types", {}).items():
-            if name in self.to_save and kind != (new := type(self.to_save[name]).__name__):
-                differing.append(f"{name}: {kind} -> {new}")
-        for name, live in self.to_save.items():
-            if name in checkpoint:
-                differing += differences(live, checkpoint[name], name)
-            else:
-                differing.append(name)
-        if differing:
-            raise CheckpointError(
-                f"{path} was written by a different run ({', '.join(differing)}): "
-                "resume with what it was started with, or choose another folder"
-            )
-        for name, live in self.to_save.items():
-            try:
-                check_finite(live, checkpoint[name], name)
-            except ValueError as error:
-                raise CheckpointError(f"{path}: refused: {error}") from None
 
 
 # Who saves where: two that did so at once would delete each other's checkpoints.

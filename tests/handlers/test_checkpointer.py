@@ -147,7 +147,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     trainer, _, checkpointer = make(tmp_path)
     checkpointer.attach(trainer)
     with monkeypatch.context() as patch:
-        patch.setattr("ultimus_ignite.handlers.checkpointer.FORMAT", 3)
+        patch.setattr("ultimus_ignite.handlers.snapshot.FORMAT", 3)
         trainer.run(range(3), max_epochs=1)
     with pytest.raises(CheckpointError, match="format 3, this version reads 2"):
         make(tmp_path)[2].load_newest()
@@ -485,9 +485,9 @@ def test_metadata_that_older_checkpoints_lack_is_assumed(tmp_path):
     newer = make(tmp_path, metadata={"seed": 1, "mirror": False})[2]
     with pytest.raises(CheckpointError, match="mirror: None -> False"):
         newer.load_newest()
-    newer.assumed = {"mirror": False, "seed": 2}
+    newer.snapshot.assumed = {"mirror": False, "seed": 2}
     assert newer.load_newest()
-    newer.metadata["mirror"] = True
+    newer.snapshot.metadata["mirror"] = True
     with pytest.raises(CheckpointError, match="mirror: False -> True"):
         newer.load_newest()
 

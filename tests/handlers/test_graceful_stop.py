@@ -266,9 +266,17 @@ import multiprocessing, time
 from ignite.engine import Engine
 from ultimus_ignite.handlers import GracefulStop
 
+context = multiprocessing.get_context("fork")
+
+def child(ready):
+    ready.set()  # what comes before Python is up in a fork is lost, whoever handles it
+    time.sleep(60)
+
 def step(engine, batch):
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    ready = context.Event()
+    process = context.Process(target=child, args=(ready,))
     process.start()
+    ready.wait()
     process.terminate()
     process.join()
     return process.exitcode

@@ -187,6 +187,7 @@ class Strangers(RuleBasedStateMachine):
             self.trainer.state.max_epochs = None
             return
         if "scheduler" in self.attached and max_epochs != (state.max_epochs or max_epochs):
+            self.options["without"] = self.options["without"] | {"scheduler"}
             self.attached.pop("scheduler").detach()  # the cycle was made for fewer epochs
         try:
             self.trainer.run(data, max_epochs=max_epochs)
@@ -232,6 +233,7 @@ class Strangers(RuleBasedStateMachine):
     def detach(self, data):
         name = data.draw(st.sampled_from(sorted(k for k, v in self.attached.items() if v)))
         self.attached.pop(name).detach()
+        self.options["without"] = self.options["without"] | {name}  # nor in the next process
 
     # What must hold
 
