@@ -98,7 +98,7 @@ class Attachable:
                 f"{type(self).__name__} is attached in the middle of a run: attach it before run()"
             )
         self._engines.append(weakref.ref(engine))
-        self._listen(engine, (Events.STARTED, self._refuse_a_run_within), *rows)
+        self._listen(engine, (Events.STARTED, self._start), *rows)
         return self
 
     def _listen(self, engine: Engine, *rows: Any) -> None:
@@ -165,15 +165,18 @@ class Attachable:
         """The engine among those it is attached to whose run is going on."""
         frame = frame or inspect.currentframe()
         while frame is not None:  # as running_engines, without the cost of a generator
-            if frame.f_code is _RUN and self._follows(engine := frame.f_locals["self"]):
-                return engine
+            if frame.f_code is _RUN:
+                engine: Engine = frame.f_locals["self"]
+                if self._follows(engine):
+                    return engine
             frame = frame.f_back
         return None
 
     def _follows(self, engine: Engine) -> bool:
         return engine in [reference() for reference in self._engines]
 
-    def _refuse_a_run_within(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
+        engine.state.reading = None  # type: ignore[attr-defined]  # of the last run's last iteration
         others = (other for other in running_engines() if other is not engine)
         if any(map(self._follows, others)):
             raise ValueError(

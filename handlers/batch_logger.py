@@ -66,6 +66,9 @@ class BatchLogger(Attachable, Serializable):
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
 
+    _means: Means
+    _batches: int
+    _epoch: int | None  # whose batches these are
     _state_dict_all_req_keys = ("epoch", "rate", "batches", "means")
 
     def __init__(
@@ -201,7 +204,7 @@ class BatchLogger(Attachable, Serializable):
     def _reset(self) -> None:
         self._means = Means(self)
         self._batches = 0
-        self._epoch: int | None = None  # whose batches these are
+        self._epoch = None
 
     def _open_epoch(self, engine: Engine) -> None:
         if self._means.iterations:

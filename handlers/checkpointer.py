@@ -143,7 +143,7 @@ class Checkpointer(Attachable):
             is_taken = idist.get_rank() == 0 and bool(self.store.paths())
             if idist.broadcast(is_taken):
                 raise CheckpointError(f"{self.store.directory} {self._why_taken()}")
-            self.store.run = idist.broadcast(uuid.uuid4().hex)
+            self.store.run = str(idist.broadcast(uuid.uuid4().hex))
             self.best_iteration, self.best_score = None, -math.inf
             self._last_step = self._last_iteration = None
         folder = self.store.directory.absolute()

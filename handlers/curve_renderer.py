@@ -118,7 +118,7 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     for index, (column, name) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[divmod(index, 2)])
         axes.set_title(name, loc="left")
-        measured = [row[column] for row in rows if row.get(column) is not None]
+        measured = [value for value in _numbers(rows, column) if not math.isnan(value)]
         if measured:
             last = measured[-1]
             is_share = column.endswith("accuracy") and 0 <= min(measured) <= max(measured) <= 1

@@ -76,6 +76,12 @@ class History(Attachable, Serializable):
     rows: list[Row]
     rates: list[float]
     losses: list[float]
+    _epoch: int | None  # the one whose outputs are in _means
+    _means: Means
+    _epoch_losses: list[float]
+    _pending: Row  # metrics of this epoch's evaluations
+    _seconds: float  # spent in this epoch before the run was last resumed
+    _clock: float
     _state_dict_all_req_keys = ("rows", "rates", "losses", "unfinished", "seconds")
 
     def __init__(
@@ -227,7 +233,7 @@ class History(Attachable, Serializable):
 
     def _clear(self) -> None:
         self.rows, self.rates, self.losses = [], [], []
-        self._epoch: int | None = None  # the one whose outputs are in _means
+        self._epoch = None
         self._iteration = 0
         self._rate = 0.0
         self._clear_epoch()
@@ -235,9 +241,9 @@ class History(Attachable, Serializable):
 
     def _clear_epoch(self) -> None:
         self._means = Means(self)
-        self._epoch_losses: list[float] = []
-        self._pending: Row = {}  # metrics of this epoch's evaluations
-        self._seconds = 0.0  # spent in this epoch before the run was last resumed
+        self._epoch_losses = []
+        self._pending = {}
+        self._seconds = 0.0
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._clock

@@ -237,7 +237,7 @@ def _stand_in(trainer: Engine, epoch_length: int) -> Engine:
     """The trainer at its first iteration, without its handlers, for its step to look at."""
     engine = copy.copy(trainer)
     engine._event_handlers = defaultdict(list)
-    own, memo = vars(State()), {}
+    own, memo = {*vars(State()), "reading"}, dict[int, Any]()  # of the handlers, see OutputReader
     users = {k: _copy(v, memo) for k, v in vars(trainer.state).items() if k not in own}
     engine.state = State(epoch=1, max_epochs=1, epoch_length=epoch_length, **users)
     return engine

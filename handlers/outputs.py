@@ -62,11 +62,11 @@ class OutputReader:
         state = engine.state
         if self._transform is not as_it_is:
             return self.read(self._transform(state.output))
-        iteration, reading = getattr(state, "reading", (None, None))
-        if iteration != state.iteration or reading is None:
-            reading = self.read(state.output)
-            state.reading = (state.iteration, reading)
-        return reading
+        shared: tuple[int, Reading] | None = getattr(state, "reading", None)
+        if shared is None or shared[0] != state.iteration:
+            shared = state.iteration, self.read(state.output)
+            state.reading = shared  # type: ignore[attr-defined]
+        return shared[1]
 
     def read(self, output: Any) -> Reading:
         """The numbers of an output; none where a later iteration gives None: a batch skipped."""

@@ -1,5 +1,6 @@
 """The state of one object: under which names it is saved, what fits it, and its way back."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ def save_state(live: Any, *, with_lazy: bool = True) -> Any:
     if not isinstance(live, nn.Module):
         return state
     keys = [key for key in state if with_lazy or not is_lazy(state[key])]
-    renamed = type(state)((name, state[key]) for key, name in plain_names(keys).items())
+    renamed = OrderedDict((name, state[key]) for key, name in plain_names(keys).items())
     versions = getattr(state, "_metadata", {})  # of the modules, for those whose state has changed
-    renamed._metadata = {name: versions[key] for key, name in _plain_modules(versions).items()}
+    vars(renamed)["_metadata"] = {n: versions[k] for k, n in _plain_modules(versions).items()}
     return renamed
 
 
@@ -43,9 +44,10 @@ def load_state(live: Any, state: Any) -> None:
         own = live.state_dict()
         keys = {name: key for key, name in plain_names(own).items()}
         names = plain_names(state)  # version 0.1.0 saved a wrapped model's own
-        renamed = type(own)((keys.get(name, name), state[key]) for key, name in names.items())
-        versions, modules = getattr(state, "_metadata", {}), _plain_modules(own._metadata)
-        renamed._metadata = {k: versions[name] for k, name in modules.items() if name in versions}
+        renamed = OrderedDict((keys.get(name, name), state[k]) for k, name in names.items())
+        versions = getattr(state, "_metadata", {})
+        modules = _plain_modules(getattr(own, "_metadata", {}))
+        vars(renamed)["_metadata"] = {k: versions[n] for k, n in modules.items() if n in versions}
         state = renamed
     live.load_state_dict(state)
 

@@ -377,3 +377,14 @@ def test_any_scalar_metric_can_be_read_back(tmp_path, metric):
     trainer.run([0])
     assert read_csv(tmp_path / "history.csv") == history.rows
     assert history.rows[0]["test_it"] == float(metric)
+
+
+def test_runs_of_one_iteration_each_are_read_anew():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    trainer = Engine(lambda engine, batch: float(batch))
+    history = History(optimizer).attach(trainer)
+    means = []
+    for loss in (1.0, 2.0):
+        trainer.run([loss])
+        means.append(history.rows[0]["train_loss"])
+    assert means == [1.0, 2.0]

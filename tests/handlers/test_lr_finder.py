@@ -418,3 +418,13 @@ def test_of_several_numbers_it_needs_to_know_the_loss():
     trainer = Engine(lambda engine, batch: {"errD": 1.0, "errG": 2.0})
     with pytest.raises(TypeError, match="LRFinder does not know which of errD, errG"):
         LRFinder(model, optimizer).run(trainer, [0])
+
+
+def test_what_the_handlers_have_read_of_the_trainer_is_not_taken_for_the_tests_own():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Engine(lambda engine, batch: float(batch))
+    History(optimizer).attach(trainer)
+    trainer.run([5.0])
+    curve = LRFinder(model, optimizer, iterations=3).run(trainer, [1.0])
+    assert curve.losses == [1.0, 1.0, 1.0]

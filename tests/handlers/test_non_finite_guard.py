@@ -397,3 +397,19 @@ def test_a_loss_that_is_none_at_first_is_looked_at_later():
     NonFiniteGuard(optimizer).attach(trainer)
     with pytest.raises(NonFiniteError, match="iteration 3"):
         trainer.run(range(3))
+
+
+def test_between_two_steps_the_optimizer_has_no_flag():
+    weight, optimizer = one_weight(fused=True)
+    seen = []
+
+    def step(engine, batch):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        seen.append(vars(optimizer).keys() & {"found_inf", "grad_scale"})
+        return 1.0
+
+    trainer = Engine(step)
+    NonFiniteGuard(optimizer).attach(trainer)
+    trainer.run(range(2))
+    assert seen == [set(), set()]

@@ -50,8 +50,9 @@ class EndlessBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, step = divmod(self.start, len(self))
         while True:
-            batches = epoch_order(len(self.dataset), self.seed, epoch).split(self.batch_size)
-            yield from (batch.tolist() for batch in batches[step:])
+            order = epoch_order(len(self.dataset), self.seed, epoch).tolist()
+            for first in range(step * self.batch_size, len(order), self.batch_size):
+                yield order[first : first + self.batch_size]
             epoch, step = epoch + 1, 0
 
 
