@@ -166,13 +166,17 @@ class NonFiniteGuard(Attachable):
         return (args[0], closed), {}
 
     def _look_at_gradients(self) -> None:
-        for group in self.optimizer.param_groups:
+        optimizer, are_fused = self.optimizer, True
+        for group in optimizer.param_groups:
+            are_fused = are_fused and bool(group.get("fused"))
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
                 self._look_at(gradients)
-        if _skips_by_itself(self.optimizer):
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.found_inf = self._found  # type: ignore[attr-defined]
+        # This attribute is how a fused optimizer tells GradScaler that it reads found_inf; one that
+        # takes fused=True and does not set it would take the bad step.
+        if are_fused and getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
             self._bad.add_(self._found)
             self._rates.append(self._rate())
@@ -256,14 +260,6 @@ class _Explosion:
         self._high[iteration % PATIENCE].copy_(loss > self._limit)
         self._losses[iteration % WINDOW].copy_(loss)
         return self.exploded.logical_or_(self._high.all())
-
-
-def _skips_by_itself(optimizer: Optimizer) -> bool:
-    # The attribute is how a fused optimizer tells GradScaler that it reads found_inf; one that
-    # takes fused=True and does not set it would take the bad step.
-    return getattr(optimizer, "_step_supports_amp_scaling", False) and all(
-        group.get("fused") for group in optimizer.param_groups
-    )
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -168,22 +168,28 @@ class Means:
                 counts[name].append(count)
         self._unread = []
         numbers = dict(zip(columns, _transfer(list(columns.values())), strict=True))
-        # One after the other: the sum must not depend on when it was read.
         for name, column in numbers.items():
+            if name == "correct" and None not in counts[name]:
+                self._add_hits(column, counts[name])
+                continue
+            total, weight = self._sums.get(name, (0.0, 0))
+            # One after the other: the sum must not depend on when it was read.
             for value, count in zip(column, counts[name], strict=True):
-                if name == "correct" and count is not None:
-                    if value > count:
-                        raise ValueError(
-                            f"{self._owner}: the step's output says that {value:g} predictions of "
-                            f"{count} are correct: count must be the number of predictions"
-                        )
-                    correct, of, iterations = self._hits
-                    self._hits = correct + value, of + count, iterations + 1
-                else:
-                    total, weight = self._sums.get(name, (0.0, 0))
-                    count = 1 if count is None else count
-                    self._sums[name] = total + value * count, weight + count
+                count = 1 if count is None else count
+                total += value * count
+                weight += count
+            self._sums[name] = total, weight
         return numbers
+
+    def _add_hits(self, column: list[float], counts: list[Any]) -> None:
+        for correct, count in zip(column, counts, strict=True):
+            if correct > count:
+                raise ValueError(
+                    f"{self._owner}: the step's output says that {correct:g} predictions of "
+                    f"{count} are correct: count must be the number of predictions"
+                )
+        hits, of, iterations = self._hits
+        self._hits = hits + sum(column), of + sum(counts), iterations + len(column)
 
     def values(self) -> dict[str, float]:
         """The means of what has been read."""
