@@ -61,8 +61,8 @@ class Snapshot:
         """
         state = {
             "format": FORMAT,
-            **own,
             "metadata": self.metadata,
+            **own,
             "positions": {name: each.state() for name, each in self.positions.items()},
             "types": self._types(),
         }
