@@ -10,10 +10,14 @@ Two things no handler can do, and none promises:
 - A run whose step swallows its own exception looks like a good one.
 """
 
+import contextlib
+import gc
 import inspect
 import io
 import signal
+import weakref
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +245,32 @@ def test_ten_runs_one_after_another_leave_nothing(name, tmp_path):
         HANDLERS[name](script).attach(script.trainer)
         script.run()
         assert script.outside() == before
+
+
+def test_ten_folds_with_every_handler_leave_no_memory_and_no_descriptor(tmp_path):
+    def fold(number):
+        script = Script(tmp_path / str(number))
+        for name in NAMES:
+            HANDLERS[name](script).attach(script.trainer)
+        if number % 2:
+            raising(ArithmeticError())(script)
+        with contextlib.suppress(ArithmeticError):
+            script.run()
+        return weakref.ref(script.trainer)
+
+    def descriptors():
+        return len(list(Path("/proc/self/fd").glob("*")))  # none on a system without it
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainers = [fold(0), fold(1), fold(2)]
+    gc.collect()
+    open_before, objects_before = descriptors(), len(gc.get_objects())
+    trainers += [fold(number) for number in range(3, 13)]
+    gc.collect()
+    assert [trainer for trainer in trainers if trainer() is not None] == []
+    assert descriptors() == open_before
+    assert len(gc.get_objects()) < objects_before + 500
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # What it reads
