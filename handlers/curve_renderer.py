@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.history import History, Row
+from ultimus_ignite.handlers.history import History
+from ultimus_ignite.handlers.history_csv import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

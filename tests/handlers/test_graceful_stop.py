@@ -297,3 +297,20 @@ def test_outside_the_main_thread_it_says_what_to_do():
         ended = pool.submit(trainer.run, [0])
     with pytest.raises(ValueError, match="GracefulStop cannot listen.*in the main thread"):
         ended.result()
+
+
+def test_its_own_handler_put_back_by_somebody_else_is_not_taken_for_the_previous(received):
+    own, saved = signal.getsignal(signal.SIGTERM), []
+
+    def step(engine, batch):
+        if not saved:
+            saved.append(signal.signal(signal.SIGTERM, lambda *_: None))
+
+    trainer = Engine(step)
+    GracefulStop().attach(trainer)
+    trainer.run([0])
+    signal.signal(signal.SIGTERM, saved[0])
+    trainer.run([0])
+    assert signal.getsignal(signal.SIGTERM) == own
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]

@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ultimus_ignite.handlers import History, OneCycleScheduler
-from ultimus_ignite.handlers.history import columns, read_csv
+from ultimus_ignite.handlers.history_csv import columns, read_csv
 
 LENGTH = 4
 

@@ -25,7 +25,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         raise UserError(f"{directory.history} is not there: {directory.path} holds no run yet")
 
     from ultimus_ignite.handlers.curve_renderer import draw_curves, save_figure
-    from ultimus_ignite.handlers.history import read_csv
+    from ultimus_ignite.handlers.history_csv import read_csv
 
     try:
         rows = read_csv(directory.history)
