@@ -155,8 +155,8 @@ def leaving_no_trace(
 ) -> Iterator[None]:
     """Whatever happens inside: afterwards all that `LRFinder` lists is as it was.
 
-    Inside, copies are at work and the originals wait; only weights and buffers, which others hold
-    on to, are at work themselves and have their values copied back.
+    The body works on copies; the originals are put back on exit. Only weights and buffers, which
+    others hold on to, are worked on themselves, and have their values copied back.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(range(torch.accelerator.device_count())))

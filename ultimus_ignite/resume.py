@@ -33,7 +33,7 @@ def go_on(
         Whether the run is already finished.
 
     Raises:
-        CheckpointError: what is there cannot be gone on with.
+        CheckpointError: the checkpoint cannot be resumed.
         RecipeError: the epochs are already over.
     """
     checkpoint = checkpointer.load_newest()

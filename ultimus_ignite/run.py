@@ -42,7 +42,7 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
 
     Raises:
         DataError: the data cannot be had or are not what they should be.
-        CheckpointError: what is there cannot be gone on with.
+        CheckpointError: the checkpoint cannot be resumed.
         Interrupted: a signal ended the run, which is saved and can be resumed.
         NonFiniteError: the loss or its gradient became NaN or infinite.
         RecipeError: the device does not exist, or the epochs are already over.
