@@ -44,12 +44,12 @@ class NonFiniteGuard(Attachable):
     the optimizer's step     `inspect_gradients`
     ``ITERATION_COMPLETED``  `inspect_loss`
     ``EPOCH_COMPLETED``      `check`
-    ``TERMINATE``            `check`
+    ``TERMINATE``            `check`, `close`
     ``INTERRUPT``            `pause`
     ``COMPLETED``            `close`
     =======================  ===========
 
-    Attach it before a `Checkpointer`; where that saves every n iterations, call `check` then too.
+    A `Checkpointer` comes after it; where that saves every n iterations, call `check` then too.
 
     Args:
         optimizer: whose step is guarded.
@@ -103,7 +103,7 @@ class NonFiniteGuard(Attachable):
         self._first_unread = 1
 
     def attach(self, engine: Engine) -> Self:
-        """Attach to a trainer, before any handler that saves."""
+        """Attach to a trainer."""
         return self._attach(
             engine,
             (Events.STARTED, self.reset),
