@@ -209,21 +209,36 @@ def test_an_interrupted_run_gives_the_signals_back_and_takes_them_again(received
 
 WORKERS = """
 import os, signal, sys
-import torch
+from pathlib import Path
 from ignite.engine import Engine, Events
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from ultimus_ignite.handlers import GracefulStop
+
+WAITING = Path(sys.argv[2])
+
+
+class Data:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 4:  # the signal comes when the engine needs this very item
+            while not WAITING.exists():
+                pass
+            os.killpg(0, signal.SIGTERM)
+        return index
+
 
 if __name__ == "__main__":
     os.setpgrp()
-    data = TensorDataset(torch.ones(32))
-    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=sys.argv[1])
+    loader = DataLoader(Data(), batch_size=1, num_workers=1, multiprocessing_context=sys.argv[1])
     trainer = Engine(lambda engine, batch: None)
     stop = GracefulStop().attach(trainer)
-    events = Events.ITERATION_COMPLETED(once=10)  # workers of the second epoch have just begun
-    trainer.add_event_handler(events, lambda: os.killpg(0, signal.SIGTERM))
+    trainer.add_event_handler(Events.GET_BATCH_STARTED, lambda: (
+        WAITING.touch() if trainer.state.iteration == 4 else None))
     trainer.run(loader, max_epochs=5)
-    print(stop.received.name, loader.worker_init_fn, len(trainer.state.dataloader))
+    print(stop.received.name, trainer.state.iteration, loader.worker_init_fn,
+          trainer.state.dataloader is loader)
 """
 
 
@@ -231,8 +246,9 @@ if __name__ == "__main__":
 def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context):
     script = tmp_path / "script.py"
     script.write_text(WORKERS)
-    ended = subprocess.run([sys.executable, script, context], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (0, "SIGTERM None 8\n"), ended.stderr
+    command = [sys.executable, script, context, tmp_path / "waiting"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "SIGTERM 5 None True\n"), ended.stderr
 
 
 def test_a_stop_whose_run_failed_does_not_end_the_next_ones_run(received):
