@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,13 +22,14 @@ class GracefulStop(Attachable):
     ``EPOCH_COMPLETED``, so that an evaluation is finished and never lost. A `Checkpointer` then
     saves on ``TERMINATE``. A second signal is handled as if this handler were not there: SIGINT
     raises KeyboardInterrupt, SIGTERM ends the process. So is a signal outside a run of the engine,
-    also after one that ended in an exception. The workers of the engine's `DataLoader` outlive the
-    first signal, see `SparingLoader`.
+    also after one that ended in an exception. The workers of the engine's `DataLoader`, and of the
+    evaluators' that it is attached to, outlive the first signal, see `SparingLoader`.
 
     =======================  =============
     Event                    Method
     =======================  =============
     ``STARTED``              `open`
+    evaluator's ``STARTED``  `spare_workers`
     ``ITERATION_COMPLETED``  `end_iteration`
     ``EPOCH_COMPLETED``      `end_epoch`
     ``INTERRUPT``            `pause`
@@ -60,15 +61,21 @@ class GracefulStop(Attachable):
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}  # what handled a signal before this handler
         self._process = 0  # in which it listens: a fork inherits the handler
-        self._engine: Engine | None = None  # whose loader is a SparingLoader
+        self._spared: list[Engine] = []  # whose loader is a SparingLoader
 
-    def attach(self, engine: Engine) -> Self:
-        """Attach to a trainer."""
+    def attach(
+        self, engine: Engine, evaluator: Engine | Mapping[str, Engine] | None = None
+    ) -> Self:
+        """Attach to a trainer, and to the evaluators it runs where their loaders have workers."""
+        evaluators = evaluator if isinstance(evaluator, Mapping) else {"": evaluator}
+        for each in filter(None, evaluators.values()):
+            self._listen(each, (Events.STARTED, self.spare_workers))
         self._position = EpochPosition(engine)
         return self._attach(
             engine,
             *self._position.rows(),
-            (Events.STARTED, self._go_last, Events.ITERATION_COMPLETED),  # after terminate_epoch()
+            # After what may end the epoch early, and after the evaluation of one.
+            (Events.STARTED, self._go_last, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED),
             (Events.STARTED, self.open),
             (Events.ITERATION_COMPLETED, self.end_iteration),
             (Events.EPOCH_COMPLETED, self.end_epoch),
@@ -82,10 +89,14 @@ class GracefulStop(Attachable):
         self.received = None
         self.close()  # an exception skips COMPLETED
         self.listen()
+        self.spare_workers(engine)
+
+    def spare_workers(self, engine: Engine) -> None:
+        """Have the workers that this engine's loader starts outlive the first signal."""
         loader = engine.state.dataloader
-        if isinstance(loader, DataLoader) and loader.num_workers:
+        if isinstance(loader, DataLoader) and loader.num_workers and self._running() is not None:
             engine.state.dataloader = SparingLoader(loader, self.signals)
-            self._engine = engine
+            self._spared.append(engine)
 
     def listen(self) -> None:
         """Take the signals over, unless one has come already."""
@@ -120,11 +131,10 @@ class GracefulStop(Attachable):
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._note:  # else somebody has taken it over since
                 signal.signal(number, _of_a_running_stop(previous, number))
-        if self._engine is not None:
-            loader = self._engine.state.dataloader
-            if isinstance(loader, SparingLoader):
-                self._engine.state.dataloader = loader.loader
-        self._engine = None
+        while self._spared:
+            state = self._spared.pop().state
+            if isinstance(state.dataloader, SparingLoader):
+                state.dataloader = state.dataloader.loader
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._process != os.getpid() and get_worker_info() is not None:

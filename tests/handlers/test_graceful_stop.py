@@ -232,23 +232,37 @@ class Data:
 if __name__ == "__main__":
     os.setpgrp()
     loader = DataLoader(Data(), batch_size=1, num_workers=1, multiprocessing_context=sys.argv[1])
-    trainer = Engine(lambda engine, batch: None)
-    stop = GracefulStop().attach(trainer)
-    trainer.add_event_handler(Events.GET_BATCH_STARTED, lambda: (
-        WAITING.touch() if trainer.state.iteration == 4 else None))
-    trainer.run(loader, max_epochs=5)
-    print(stop.received.name, trainer.state.iteration, loader.worker_init_fn,
-          trainer.state.dataloader is loader)
+    trainer, evaluator = (Engine(lambda engine, batch: None) for _ in range(2))
+    stop = GracefulStop().attach(trainer, evaluator)
+    engine = trainer if sys.argv[3] == "trainer" else evaluator
+    engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: (
+        WAITING.touch() if engine.state.iteration == 4 else None))
+    if engine is evaluator:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(loader))
+    trainer.run(loader if engine is trainer else [0], max_epochs=5)
+    print(stop.received.name, trainer.state.epoch, engine.state.iteration, loader.worker_init_fn,
+          engine.state.dataloader is loader)
 """
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context):
+@pytest.mark.parametrize(
+    ("context", "engine", "iterations"),
+    [
+        ("fork", "trainer", 5),
+        ("spawn", "trainer", 5),
+        ("forkserver", "trainer", 5),
+        ("fork", "evaluator", 8),  # an evaluation is finished
+        ("spawn", "evaluator", 8),
+    ],
+)
+def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context, engine, iterations):
     script = tmp_path / "script.py"
     script.write_text(WORKERS)
-    command = [sys.executable, script, context, tmp_path / "waiting"]
+    command = [sys.executable, script, context, tmp_path / "waiting", engine]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (0, "SIGTERM 5 None True\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, f"SIGTERM 1 {iterations} None True\n"), (
+        ended.stderr
+    )
 
 
 def test_a_stop_whose_run_failed_does_not_end_the_next_ones_run(received):
