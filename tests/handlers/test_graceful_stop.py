@@ -344,3 +344,22 @@ def test_its_own_handler_put_back_by_somebody_else_is_not_taken_for_the_previous
     assert signal.getsignal(signal.SIGTERM) == own
     signal.raise_signal(signal.SIGTERM)
     assert received == [signal.SIGTERM]
+
+
+@pytest.mark.usefixtures("received")
+def test_a_handler_that_hands_signals_on_and_puts_the_stops_own_back_is_no_loop():
+    handlers = []
+
+    def step(engine, batch):
+        if not handlers:
+            handlers.append(signal.signal(signal.SIGTERM, lambda *args: handlers[0](*args)))
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer = Engine(step)
+    stop = GracefulStop().attach(trainer)
+    trainer.run(range(3))
+    assert (trainer.state.iteration, stop.received) == (1, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, handlers[0])
+    trainer.run(range(3), max_epochs=3)
+    assert stop.received is None
+    assert stop._previous.get(signal.SIGTERM) != stop._note
