@@ -296,3 +296,19 @@ def test_the_state_of_the_first_version_is_read():
     trainer.load_state_dict({"iteration": 2, "epoch_length": 3, "max_epochs": 1})
     trainer.run(iter(int, 1), max_epochs=1, epoch_length=3)
     assert "Batch_id=2 Loss=2.00000 Accuracy=66.67%" in logger._display.file.getvalue()
+
+
+def test_a_bar_that_an_exception_left_open_is_closed_by_the_next_run(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file, fail = Terminal(), [2]
+    trainer = Engine(lambda engine, batch: 1 / 0 if engine.state.iteration in fail else 1.0)
+    trainer.logger.disabled = True
+    logger = BatchLogger(file=file).attach(trainer)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run(range(3))
+    left = logger._display._bar
+    fail.clear()
+    trainer.run(range(3))  # Ignite's first run after an exception only forgets it
+    trainer.run(range(3))
+    assert left.disable  # tqdm's word for closed
+    assert left not in left._instances
