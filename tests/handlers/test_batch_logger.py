@@ -312,3 +312,4 @@ def test_a_bar_that_an_exception_left_open_is_closed_by_the_next_run(monkeypatch
     trainer.run(range(3))
     assert left.disable  # tqdm's word for closed
     assert left not in left._instances
+    assert file.getvalue().count("EPOCH: 1\n") == 2  # the next run has its own
