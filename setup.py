@@ -8,6 +8,8 @@ setup(
         "ultimus_ignite.commands",
         "ultimus_ignite.data",
         "ultimus_ignite.handlers",
+        "ultimus_ignite.handlers.checkpoints",
+        "ultimus_ignite.handlers.support",
         "ultimus_ignite.modules",
     ],
     package_dir={"ultimus_ignite.handlers": "handlers"},

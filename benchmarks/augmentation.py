@@ -15,6 +15,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -128,6 +129,7 @@ def contestants() -> dict[str, Iterable[Tensor]]:
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     normalize = Normalize(MEAN, STD)
+    augment = Augment(normalize, crop_padding=2, flip=0.5, cutout=0.5, cutout_size=8, grey=0.5)
     kornia = kornia_transform()
 
     def ultimus(augment: Augment) -> Tensor:
@@ -138,8 +140,8 @@ def contestants() -> dict[str, Iterable[Tensor]]:
         "torchvision v2": through_a_loader(images, torchvision_transform()),
         "albumentations": through_a_loader(arrays, albumentations_transform()),
         "kornia": InPlace(lambda: kornia(images / 255)),
-        "ultimus-ignite": InPlace(partial(ultimus, Augment(normalize, grey=0.5))),
-        "ultimus-ignite, without grey": InPlace(partial(ultimus, Augment(normalize, grey=0.0))),
+        "ultimus-ignite": InPlace(partial(ultimus, augment)),
+        "ultimus-ignite, without grey": InPlace(partial(ultimus, replace(augment, grey=0.0))),
         "plain pass": InPlace(lambda: normalize(images)),
     }
 

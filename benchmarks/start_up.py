@@ -31,10 +31,11 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
     def mark(name: str) -> None:
         marks[name] = time.time() - started - sum(marks.values())
 
-    from ultimus_ignite.commands.train import parse_arguments
+    from ultimus_ignite.commands.arguments import parse_recipe
+    from ultimus_ignite.commands.train import TrainArguments
     from ultimus_ignite.run_directory import RunDirectory
 
-    flags = parse_arguments("train-cifar", argv).flags
+    recipe = parse_recipe(TrainArguments, "train-cifar", argv).recipe
     mark("flags")
     import torch  # noqa: F401
 
@@ -64,7 +65,7 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
         tempfile.TemporaryDirectory() as folder,
         RunDirectory(folder).open() as directory,
     ):
-        run_module.run(flags, directory)
+        run_module.run(recipe, directory)
     print(json.dumps(marks))
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.display import Display
-from ultimus_ignite.handlers.outputs import Means, OutputReader, as_it_is, scalars
+from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.display import Display
+from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_is, scalars
 
 
 class BatchLogger(Attachable, Serializable):
@@ -53,7 +53,7 @@ class BatchLogger(Attachable, Serializable):
         file: stream to write to; the standard output when None.
         log_path: file to which the plain lines are also appended.
         output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `ultimus_ignite.handlers.outputs.OutputReader`.
+            `OutputReader`.
 
     Raises:
         TypeError: at the first iteration: there is no number in the step's output.

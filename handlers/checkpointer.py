@@ -12,11 +12,11 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable, running_engines
-from ultimus_ignite.handlers.checkpoint_format import encode
-from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
-from ultimus_ignite.handlers.epoch_position import EpochPosition
-from ultimus_ignite.handlers.snapshot import Snapshot
+from ultimus_ignite.handlers.checkpoints.format import encode
+from ultimus_ignite.handlers.checkpoints.snapshot import Snapshot
+from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.support.attachable import Attachable, running_engines
+from ultimus_ignite.handlers.support.epoch_position import EpochPosition
 
 
 class Checkpointer(Attachable):

@@ -10,9 +10,9 @@ from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader, get_worker_info
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.epoch_position import EpochPosition
-from ultimus_ignite.handlers.sparing_loader import SparingLoader
+from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.epoch_position import EpochPosition
+from ultimus_ignite.handlers.support.sparing_loader import SparingLoader
 
 
 class GracefulStop(Attachable):

@@ -14,9 +14,9 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.history_csv import Row, columns, write_csv
-from ultimus_ignite.handlers.outputs import Means, OutputReader, as_it_is, scalars
+from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.history_csv import Row, columns, write_csv
+from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_is, scalars
 
 SPLITS = ("test", "val")
 
@@ -49,7 +49,7 @@ class History(Attachable, Serializable):
         evaluated: ``test`` or ``val``: what a single evaluator measures, and the prefix of its
             columns.
         output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `ultimus_ignite.handlers.outputs.OutputReader`.
+            `OutputReader`.
 
     Raises:
         ValueError: ``evaluated`` is neither ``test`` nor ``val``.
@@ -100,7 +100,7 @@ class History(Attachable, Serializable):
         self.path = None if path is None else Path(path)
         self.evaluated = evaluated
         self._read_output = OutputReader(self, output_transform)
-        self._columns = columns(evaluated)
+        self._columns = columns("train", evaluated)
         self._own = "train"  # prefix of the columns of the step's output
         self._clear()
 
@@ -126,7 +126,7 @@ class History(Attachable, Serializable):
             (Events.COMPLETED, self.record_rest),
         )
         if isinstance(evaluator, Mapping):
-            self._columns = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "seconds")
+            self._columns = columns("train")
             self._own = "running" if "train" in evaluator else "train"
         elif evaluator is not None:
             evaluator = {self.evaluated: evaluator}

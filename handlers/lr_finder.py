@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import random
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from typing import Any, Literal
 
@@ -16,12 +15,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ultimus_ignite.handlers.lr_curve import LRCurve
-from ultimus_ignite.handlers.outputs import OutputReader, as_it_is
+from ultimus_ignite.handlers.support.lr_curve import LRCurve
+from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is
+from ultimus_ignite.handlers.support.private_names import (
+    buffers_of,
+    drop_step_hooks,
+    process_function,
+    without_handlers,
+)
 
 
 class LRFinderError(ValueError):
-    """A range test cannot be made; one line that says why and what would do."""
+    """A range test cannot be made; the message says why and what to do."""
+
+    exit_code = 2  # of a command that ends in it
 
 
 class LRFinder:
@@ -117,11 +124,11 @@ class LRFinder:
             engine = _stand_in(trainer, epoch_length=len(self.rates))
             if not self.model.training:  # a trainer may leave it to a handler to say so
                 self.model.train()
+            step = process_function(trainer)
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):
                 engine.state.iteration += 1
                 engine.state.batch = batch
-                # It has no public name.
-                engine.state.output = trainer._process_function(engine, batch)
+                engine.state.output = step(engine, batch)
                 loss = float(self._read_output.loss(self._read_output(engine)[0]))
                 # Ranks that did not stop together would wait for each other for ever.
                 curve.add(rate, float(idist.all_reduce(loss)) / idist.get_world_size())
@@ -174,7 +181,8 @@ def leaving_no_trace(
             stack.callback(buffer.detach().copy_, buffer.detach().clone())
         for module in model.modules():
             stack.callback(_put_back, vars(module), dict(vars(module)))
-            stack.callback(_put_back, module._buffers, dict(module._buffers))
+            buffers = buffers_of(module)
+            stack.callback(_put_back, buffers, dict(buffers))
         if scaler is not None:
             _lend(stack, vars(scaler))
         _lend_optimizer(stack, optimizer, known)
@@ -209,9 +217,7 @@ def _lend_optimizer(stack: contextlib.ExitStack, optimizer: Optimizer, known: se
     for group in optimizer.param_groups:
         _lend(stack, group, but=["params"])
     _lend(stack, optimizer.state)
-    # Handlers hang on to these too; they come back with the optimizer's attributes.
-    for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        setattr(optimizer, hooks, OrderedDict())
+    drop_step_hooks(optimizer)  # a handler's; they come back with the optimizer's attributes
 
 
 def _lend(
@@ -235,8 +241,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def _stand_in(trainer: Engine, epoch_length: int) -> Engine:
     """The trainer at its first iteration, without its handlers, for its step to look at."""
-    engine = copy.copy(trainer)
-    engine._event_handlers = defaultdict(list)
+    engine = without_handlers(trainer)
     own, memo = {*vars(State()), "reading"}, dict[int, Any]()  # of the handlers, see OutputReader
     users = {k: _copy(v, memo) for k, v in vars(trainer.state).items() if k not in own}
     engine.state = State(epoch=1, max_epochs=1, epoch_length=epoch_length, **users)

@@ -12,16 +12,18 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable
-from ultimus_ignite.handlers.outputs import OutputReader, as_it_is
+from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.explosion_alarm import PATIENCE, ExplosionAlarm
+from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is
+from ultimus_ignite.handlers.support.private_names import raise_flag_if_non_finite, skips_by_flag
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
-WINDOW = 50  # iterations whose median loss is the measure of an explosion
-PATIENCE = 5  # iterations in a row that make one: a single bad batch does not
 
 
 class NonFiniteError(RuntimeError):
     """The loss or its gradient became NaN or infinite, or the loss exploded; says where."""
+
+    exit_code = 4  # of a command that ends in it
 
 
 class NonFiniteGuard(Attachable):
@@ -55,8 +57,7 @@ class NonFiniteGuard(Attachable):
         optimizer: whose step is guarded.
         max_loss_ratio: how many times its running median the loss may be; no limit when None.
         output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `ultimus_ignite.handlers.outputs.OutputReader`. Where one is called ``loss`` it alone
-            is looked at, else all are.
+            `OutputReader`. Where one is called ``loss`` it alone is looked at, else all are.
 
     Raises:
         ValueError: ``max_loss_ratio`` is not above 1, or the optimizer is none of torch's.
@@ -125,7 +126,7 @@ class NonFiniteGuard(Attachable):
         self._bad = torch.zeros((), device=device)  # iterations since then
         self._one = torch.ones((), device=device)
         self._alarm = (
-            None if self.max_loss_ratio is None else _Explosion(self.max_loss_ratio, device)
+            None if self.max_loss_ratio is None else ExplosionAlarm(self.max_loss_ratio, device)
         )
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
@@ -172,9 +173,7 @@ class NonFiniteGuard(Attachable):
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
                 self._look_at(gradients)
-        # This attribute is how a fused optimizer tells GradScaler that it reads found_inf; one that
-        # takes fused=True and does not set it would take the bad step.
-        if are_fused and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if are_fused and skips_by_flag(optimizer):
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
@@ -228,38 +227,16 @@ class NonFiniteGuard(Attachable):
             del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
 
     def _look_at(self, tensors: list[Tensor]) -> None:
-        """Raise the flag if one of them holds NaN or infinity, without a copy of them."""
+        """Raise the flag if one of them holds NaN or infinity."""
         try:
-            # GradScaler's own kernel: multiplies by 1, which changes no bit, and raises the flag.
-            torch._amp_foreach_non_finite_check_and_unscale_(tensors, self._found, self._one)
-        except RuntimeError:  # one is sparse, complex, of integers, a view, or on another device
+            raise_flag_if_non_finite(tensors, self._found, self._one)
+        except RuntimeError:  # of another kind, or on another device: one by one
             for tensor in tensors:
                 is_bad = _dense(tensor).isfinite().all().logical_not()
                 self._found.logical_or_(is_bad.to(self._found.device))
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
-
-
-class _Explosion:
-    """Whether the last losses were all many times the median of those before."""
-
-    def __init__(self, ratio: float, device: torch.device) -> None:
-        self.ratio = ratio
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Nothing is above the median until half of the ring is known.
-        self._losses = torch.full((WINDOW,), torch.inf, dtype=dtype, device=device)
-        self._limit = torch.full((), torch.inf, dtype=dtype, device=device)
-        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)  # a ring, too
-        self.exploded = torch.zeros((), device=device)  # 1 from the first explosion on
-
-    def hear(self, loss: Any, iteration: int) -> Tensor:
-        loss = torch.as_tensor(loss, dtype=self._losses.dtype, device=self._losses.device)
-        if iteration % PATIENCE == 0:
-            torch.mul(self._losses.median(), self.ratio, out=self._limit)
-        self._high[iteration % PATIENCE].copy_(loss > self._limit)
-        self._losses[iteration % WINDOW].copy_(loss)
-        return self.exploded.logical_or_(self._high.all())
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -8,16 +8,14 @@ import torch
 from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
 from typing_extensions import Self
 
-from ultimus_ignite.handlers.attachable import Attachable
+from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.cycle import Cycle
 
-STEPS_AHEAD = 100  # computed at once
 
-
-class Curve(NamedTuple):
-    """What a schedule will do: one row an iteration, one column a parameter group."""
+class Schedule(NamedTuple):
+    """What a cycle will do: one row an iteration, one column a parameter group."""
 
     rates: list[list[float]]
     momenta: list[list[float]]  # SGD's momentum or Adam's beta1; empty rows where neither is cycled
@@ -52,7 +50,8 @@ class OneCycleScheduler(Attachable, Serializable):
         div_factor: ``max_lr / div_factor`` is the first rate.
         final_div_factor: the first rate divided by it is the last rate.
         three_phase: fall back to the first rate symmetrically before annealing to the last.
-        accumulation_steps: iterations to an optimizer step; the cycle counts optimizer steps.
+        iterations_per_step: iterations that accumulate gradients for one step of the optimizer;
+            the cycle counts steps.
         scaler: the `GradScaler` of the step, asked after each iteration whether it skipped; an
             enabled one makes that iteration wait for the device.
 
@@ -86,7 +85,7 @@ class OneCycleScheduler(Attachable, Serializable):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
         three_phase: bool = False,
-        accumulation_steps: int = 1,
+        iterations_per_step: int = 1,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__()
@@ -94,11 +93,11 @@ class OneCycleScheduler(Attachable, Serializable):
             raise ValueError(
                 f"{type(optimizer).__name__} has no momentum to cycle: give cycle_momentum=False"
             )
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
+        if iterations_per_step < 1:
+            raise ValueError(f"iterations_per_step must be at least 1, got {iterations_per_step}")
         self.optimizer = optimizer
         self.total_steps = total_steps
-        self.accumulation_steps = accumulation_steps
+        self.iterations_per_step = iterations_per_step
         self.scaler = scaler
         self._skipped = 0
         self._scale = 0.0  # of the scaler, after the last iteration
@@ -114,7 +113,7 @@ class OneCycleScheduler(Attachable, Serializable):
             "three_phase": three_phase,
         }
         # Any long cycle will do to have torch check the options now rather than at STARTED.
-        self._cycle = _Cycle(optimizer, total_steps or 10_007, self._options)
+        self._cycle = Cycle(optimizer, total_steps or 10_007, self._options)
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer whose iterations are optimizer steps."""
@@ -129,11 +128,11 @@ class OneCycleScheduler(Attachable, Serializable):
             self._skipped = 0
         if self.scaler is not None:
             self._scale = self.scaler.get_scale()
-        self._cycle = _Cycle(self.optimizer, self._run_length(engine), self._options)
+        self._cycle = Cycle(self.optimizer, self._run_length(engine), self._options)
 
     def update(self, engine: Engine) -> None:
         """Write the rate and momentum of this iteration into the optimizer."""
-        step = (engine.state.iteration - 1) // self.accumulation_steps - self._skipped
+        step = (engine.state.iteration - 1) // self.iterations_per_step - self._skipped
         if step >= self._cycle.total_steps:
             raise ValueError(
                 f"iteration {engine.state.iteration} lies beyond the {self._cycle.total_steps} "
@@ -141,7 +140,7 @@ class OneCycleScheduler(Attachable, Serializable):
             )
         groups = self.optimizer.param_groups
         if len(groups) != self._cycle.num_groups:  # one was added in mid-run: unfrozen layers
-            self._cycle = _Cycle(self.optimizer, self._cycle.total_steps, self._options)
+            self._cycle = Cycle(self.optimizer, self._cycle.total_steps, self._options)
         for group, values in zip(groups, self._cycle.at(step), strict=True):
             for key, value in values.items():
                 if isinstance(group[key], torch.Tensor):  # a compiled step looks at this very one
@@ -165,7 +164,7 @@ class OneCycleScheduler(Attachable, Serializable):
         super().load_state_dict(state_dict)
         self._skipped = state_dict["skipped"]
 
-    def simulate(self, total_steps: int | None = None) -> Curve:
+    def simulate(self, total_steps: int | None = None) -> Schedule:
         """The whole curve, without training.
 
         Args:
@@ -177,9 +176,9 @@ class OneCycleScheduler(Attachable, Serializable):
         total_steps = total_steps or self.total_steps
         if total_steps is None:
             raise ValueError("simulate needs total_steps: max_epochs x epoch_length")
-        cycle = _Cycle(self.optimizer, total_steps, self._options)
+        cycle = Cycle(self.optimizer, total_steps, self._options)
         rows = [cycle.at(step) for step in range(total_steps)]
-        return Curve(
+        return Schedule(
             rates=[[group["lr"] for group in row] for row in rows],
             momenta=[[_momentum(group) for group in row if len(group) > 1] for row in rows],
         )
@@ -199,57 +198,15 @@ class OneCycleScheduler(Attachable, Serializable):
                 "the one-cycle schedule needs the run's length: give epoch_length to run(), "
                 "or total_steps to OneCycleScheduler"
             )
-        length = -(-iterations // self.accumulation_steps)
-        if self.accumulation_steps > 1:
-            source = f"({source}) / accumulation_steps = {self.accumulation_steps}"
+        length = -(-iterations // self.iterations_per_step)
+        if self.iterations_per_step > 1:
+            source = f"({source}) / iterations_per_step = {self.iterations_per_step}"
         if self.total_steps not in (None, length):
             raise ValueError(
                 f"total_steps = {self.total_steps}, but {source} = {length}: "
                 "leave total_steps out and the run's length is taken"
             )
         return length
-
-
-class _Cycle:
-    """torch's `OneCycleLR` over a stand-in optimizer, asked for any step in any order."""
-
-    def __init__(self, optimizer: Optimizer, total_steps: int, options: dict[str, Any]) -> None:
-        self.total_steps = total_steps
-        self.num_groups = len(optimizer.param_groups)
-        self._keys = ["lr"]
-        if options["cycle_momentum"]:
-            self._keys.append("betas" if "betas" in optimizer.defaults else "momentum")
-        groups = [
-            {"params": [torch.zeros(1)], **{key: group[key] for key in self._keys if key in group}}
-            for group in optimizer.param_groups
-        ]
-        for group in groups:
-            group["lr"] = float(group["lr"])  # which may be a tensor
-        self._stand_in = Optimizer(groups, dict(optimizer.defaults))
-        try:
-            self._schedule = OneCycleLR(self._stand_in, total_steps=total_steps, **options)
-        except ZeroDivisionError:
-            raise ValueError(
-                f"pct_start x total_steps = {options['pct_start']} x {total_steps} leaves a phase "
-                "of zero length: change pct_start or train for more iterations"
-            ) from None
-        self._computed: dict[int, list[dict[str, Any]]] = {}
-        # get_lr is closed in last_epoch; the flag tells torch that it is called on purpose.
-        self._schedule._get_lr_called_within_step = True
-
-    def at(self, step: int) -> list[dict[str, Any]]:
-        # In a loop torch's formula takes 2.5 us a step, alone between two training steps 15 to 20:
-        # by then other code fills the processor's caches.
-        if step not in self._computed:
-            end = min(step + STEPS_AHEAD, self.total_steps)
-            self._computed = {i: self._compute(i) for i in range(step, end)}
-        return self._computed[step]
-
-    def _compute(self, step: int) -> list[dict[str, Any]]:
-        self._schedule.last_epoch = step
-        for group, rate in zip(self._stand_in.param_groups, self._schedule.get_lr(), strict=True):
-            group["lr"] = rate
-        return [{key: group[key] for key in self._keys} for group in self._stand_in.param_groups]
 
 
 def _momentum(group: dict[str, Any]) -> float:

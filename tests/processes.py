@@ -12,12 +12,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ultimus_ignite import cli, commands
-from ultimus_ignite.commands import train
+from ultimus_ignite import cli
 
 PRELOADED = ["processes", "ultimus_ignite.run", "matplotlib.figure", "sklearn.model_selection"]
 PRELOADED += ["torch._dynamo", "sklearn.datasets", "tensorboardX"]  # what every run loads later
-MAINS = {"train-cifar": train.main, "ultimus": commands.main}
 
 
 @dataclass
@@ -90,4 +88,5 @@ def _main(
     os.dup2(err.fileno(), 2)
     os.chdir(cwd)
     os.environ.update(environment)
-    sys.exit(cli.call(MAINS[name], name, argv))
+    sys.argv = [name, *argv]
+    cli.train_cifar() if name == "train-cifar" else cli.ultimus()

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from ignite.engine import Events, create_supervised_evaluator
 from torch import nn
 
+from ultimus_ignite import engines
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
 from ultimus_ignite.handlers import History
 
@@ -351,3 +352,30 @@ def test_a_frozen_norm_stays_frozen_where_a_stock_evaluator_leaves_all_in_eval_m
     trainer.run(batches, max_epochs=4)
     assert not model.training or modes(model) == before
     assert int(model[1].num_batches_tracked) == 0
+
+
+def test_the_flags_of_cudnn_are_lent_also_to_a_step_that_fails():
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.benchmark
+    with contextlib.suppress(ZeroDivisionError), engines._deterministic_cudnn():
+        assert (flags.deterministic, flags.benchmark) == (True, False)
+        raise ZeroDivisionError
+    assert (flags.deterministic, flags.benchmark) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_seeded_run_on_a_gpu_has_the_same_bits_each_time():
+    images = torch.randn(512, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    weights = []
+    for _ in range(2):
+        model = make_convolutions()
+        trainer = create_trainer(model, torch.optim.SGD(model.parameters(), lr=0.01), seed=1)
+        trainer.run([(images, torch.zeros(512, dtype=torch.long))] * 20)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def make_convolutions():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(32, 10))

@@ -10,7 +10,7 @@ import torch
 from ignite_examples import dcgan, mnist, reinforce
 
 from ultimus_ignite.handlers import CheckpointStore
-from ultimus_ignite.handlers.history_csv import read_csv
+from ultimus_ignite.handlers.support.history_csv import read_csv
 
 FOLDER = Path(__file__).parent / "ignite_examples"
 NAMES = ("cifar10", "dcgan", "mnist", "mnist_save_resume", "reinforce", "siamese")

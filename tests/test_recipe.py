@@ -47,8 +47,9 @@ def test_recipes_are_plain_data():
 
 def test_the_command_line_loads_neither_torch_nor_ignite():
     code = (
-        "import sys, ultimus_ignite.cli, ultimus_ignite.commands.train as train\n"
-        "train.parse_arguments('train-cifar', ['--epochs', '3'])\n"
+        "import sys, ultimus_ignite.cli\n"
+        "from ultimus_ignite.commands import arguments, train\n"
+        "arguments.parse_recipe(train.TrainArguments, 'train-cifar', ['--epochs', '3'])\n"
         "print({'torch', 'ignite', 'matplotlib', 'numpy'} & set(sys.modules))"
     )
     answer = subprocess.run(

@@ -15,8 +15,10 @@ from ignite.engine import Engine, Events
 
 import ultimus_ignite.run as module
 from ultimus_ignite import cli
-from ultimus_ignite.commands.train import TrainArguments, parse_arguments
+from ultimus_ignite.commands.arguments import parse_recipe
+from ultimus_ignite.commands.train import TrainArguments
 from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
@@ -189,9 +191,9 @@ FLAGS += ["recipe", "out", "resume", "debug", "nope"]
 def test_any_command_line_is_parsed_or_refused_in_one_line(pairs):
     argv = [word for flag, value in pairs for word in (f"--{flag}", value)]
     try:
-        arguments = parse_arguments("train-cifar", argv)
+        arguments = parse_recipe(TrainArguments, "train-cifar", argv)
         assert isinstance(arguments, TrainArguments)
-    except cli.UserError:
+    except UserError:
         pass
     except SystemExit as end:  # --help, wherever it stands
         asked_for_help = end.code == 0

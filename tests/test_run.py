@@ -226,7 +226,7 @@ def test_every_way_to_step_resumes_bit_exactly(tmp_path, monkeypatch, changes):
 
 def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
     _, directory = unbroken
-    description = json.loads(directory.recipe.read_text())
+    description = json.loads(directory.description.read_text())
     assert Recipe(**description["recipe"]) == RECIPE
     assert description["data"] == {"name": "digits", "sha256": few_digits.sha256}
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -235,7 +235,7 @@ def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
 def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, max_lr="auto")
     history, directory = train(tmp_path / "run", recipe)
-    found = directory.read_recipe()["recipe"]["max_lr"]
+    found = directory.read_description()["recipe"]["max_lr"]
     assert 0.004 < found < 0.04
     assert max(history.rates) <= found
     assert (tmp_path / "run" / "lr_finder.png").exists()
@@ -265,7 +265,7 @@ def test_validation_images_judge_the_epochs_and_the_test_set_is_measured_once(
     state = store.load(store.path(4 * (best + 1)))["model"]  # 240 / 64 is 4 batches
     parts.model.load_state_dict(state)
     assert same(weights(directory), dict(parts.model.eval().state_dict()))
-    correct = sum((parts.model(x).argmax(1) == y).sum().item() for x, y in parts.test_batches)
+    correct = sum((parts.model(x).argmax(1) == y).sum().item() for x, y in parts.test.batches)
     assert directory.read_status()["test_accuracy"] == correct / 100
 
 

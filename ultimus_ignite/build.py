@@ -1,9 +1,9 @@
 """From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,22 @@ from ultimus_ignite.data.sources import ImageData, load
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
 from ultimus_ignite.handlers import OneCycleScheduler
-from ultimus_ignite.modules import UltimusNet, UltimusTokenNet, UltimusTokenNetLarge
+from ultimus_ignite.modules import MODELS
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "UltimusNet": UltimusNet,
-    "UltimusTokenNet": UltimusTokenNet,
-    "UltimusTokenNetLarge": UltimusTokenNetLarge,
-}
+
+class Split(NamedTuple):
+    """Images that a model is evaluated on."""
+
+    name: str
+    """``test`` or ``val``, as in the columns of ``history.csv``."""
+    title: str
+    """As in the log: ``Test set`` or ``Validation set``."""
+    batches: EvaluationBatches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a recipe stands for, ready to be wired."""
 
@@ -38,21 +42,26 @@ class Parts:
     scaler: torch.amp.GradScaler
     trainer: Engine
     evaluator: Engine
-    """Measures the model after each epoch, on the test or the validation images."""
+    """Measures the model on ``evaluated`` after each epoch."""
     tester: Engine
-    """Measures it on the test images once, at the end of a run with validation images."""
+    """Measures it on ``test`` at the end of the run, if the epochs are judged by other images."""
     stream: TrainingStream
-    test_batches: EvaluationBatches
-    val_batches: EvaluationBatches | None
-    """The held-out training images, where there are any."""
+    test: Split
+    evaluated: Split
+    """What judges the epochs: the held-out training images if there are any, else the test set."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training images are held out to judge the epochs."""
+        return self.evaluated is not self.test
 
 
 def build(recipe: Recipe) -> Parts:
     """Load the data and make everything that a recipe names.
 
     Raises:
-        RecipeError: the device does not exist.
-        DataError: the data cannot be had or are not what they should be.
+        RecipeError: the device or the model does not exist.
+        DataError: the data are missing or malformed.
 
     Example:
         >>> parts = build(Recipe(data="digits", device="cpu"))
@@ -85,24 +94,30 @@ def build(recipe: Recipe) -> Parts:
         create_evaluator(model, device=device, autocast_dtype=dtype, mirror=recipe.mirror)
         for _ in range(2)
     )
-    stream, test_batches, val_batches = create_batches(recipe, data, device)
+    stream, test, evaluated = create_batches(recipe, data, device)
     return Parts(
-        device,
-        data,
-        model,
-        optimizer,
-        scaler,
-        trainer,
-        evaluator,
-        tester,
-        stream,
-        test_batches,
-        val_batches,
+        device=device,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        trainer=trainer,
+        evaluator=evaluator,
+        tester=tester,
+        stream=stream,
+        test=test,
+        evaluated=evaluated,
     )
 
 
 def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
-    """The recipe's model, initialised from its seed alone."""
+    """The recipe's model, initialised from its seed alone.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    if recipe.model not in MODELS:
+        raise RecipeError(f"model must be one of {', '.join(MODELS)}, got {recipe.model!r}")
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "init", 0))
         model = MODELS[recipe.model](num_classes=num_classes)
@@ -125,7 +140,7 @@ def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimize
 def create_scheduler(
     recipe: Recipe, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> OneCycleScheduler:
-    """The recipe's one-cycle rate; Adam's momentum stays as it is, as in the seed.
+    """The recipe's one-cycle rate; as in the original notebook, Adam's momentum is not cycled.
 
     Raises:
         RecipeError: ``max_lr`` is still ``auto``.
@@ -146,8 +161,10 @@ def create_scheduler(
 
 def create_batches(
     recipe: Recipe, data: ImageData, device: torch.device
-) -> tuple[TrainingStream, EvaluationBatches, EvaluationBatches | None]:
-    """Training, test and validation batches of images moved to the device once, as uint8.
+) -> tuple[TrainingStream, Split, Split]:
+    """Training batches, the test set, and what judges the epochs.
+
+    The images are moved to the device once, as uint8.
 
     Raises:
         DataError: there are too few images for ``val_fraction``.
@@ -172,13 +189,14 @@ def create_batches(
         augment=augment,
     )
 
-    def evaluation_batches(images: Tensor, labels: Tensor) -> EvaluationBatches:
-        return EvaluationBatches(
+    def split(name: str, title: str, images: Tensor, labels: Tensor) -> Split:
+        batches = EvaluationBatches(
             images.to(device),
             labels.to(device),
             batch_size=recipe.batch_size,
             normalize=normalize,
         )
+        return Split(name, title, batches)
 
-    test_batches = evaluation_batches(data.test_images, data.test_labels)
-    return stream, test_batches, evaluation_batches(*held_out) if held_out else None
+    test = split("test", "Test set", data.test_images, data.test_labels)
+    return stream, test, split("val", "Validation set", *held_out) if held_out else test

@@ -1,53 +1,63 @@
-"""The commands `train-cifar` and `ultimus`, and how they end."""
+"""The commands `train-cifar` and `ultimus`: which module does the work, and how it ends."""
 
-import argparse
 import contextlib
 import gc
-import io
+import importlib
 import logging
 import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
-from ultimus_ignite.recipe import RECIPES, Recipe, RecipeError
-from ultimus_ignite.run_directory import Interrupted, RunDirectoryError
+from ultimus_ignite.allocator import keep_freed_memory
+from ultimus_ignite.errors import ExitCode, UserError
 
-Arguments = TypeVar("Arguments")
-
-
-class ExitCode(IntEnum):
-    """What scripts may rely on."""
-
-    DONE = 0
-    INTERNAL = 1
-    BAD_INPUT = 2
-    CHECKPOINT_REFUSED = 3
-    NON_FINITE = 4
-    INTERRUPTED = 130  # 128 + SIGINT
-    TERMINATED = 143  # 128 + SIGTERM
-
-
-class UserError(Exception):
-    """A mistake on the command line; one line that says what is wrong and what would do."""
+SUBCOMMANDS = {
+    "train": "the same as train-cifar",
+    "summary": "the layers of a recipe's model, their output shapes and parameters",
+    "plot": "redraw the curves of a run from its history.csv",
+    "plot-schedule": "draw the learning rate of every iteration before anything is trained",
+    "find-lr": "a range test: which learning rates suit a recipe",
+    "doctor": "check data, device, folder and recipe in half a minute",
+    "repeat": "train from several seeds: mean, deviation and 95 % interval of the accuracy",
+    "verify-resume": "kill a short run at random moments and show that it ends bit-identical",
+}
 
 
 def train_cifar() -> NoReturn:
     """Entry point of ``train-cifar``."""
-    from ultimus_ignite.commands import train
-
-    sys.exit(call(train.main, "train-cifar", sys.argv[1:]))
+    sys.exit(call(lambda prog, argv: dispatch(prog, "train", argv), "train-cifar", sys.argv[1:]))
 
 
 def ultimus() -> NoReturn:
     """Entry point of ``ultimus SUBCOMMAND``."""
-    from ultimus_ignite import commands
+    sys.exit(call(choose, "ultimus", sys.argv[1:]))
 
-    sys.exit(call(commands.main, "ultimus", sys.argv[1:]))
+
+def choose(prog: str, argv: Sequence[str]) -> None:
+    """Hand the arguments to the subcommand that the first of them names.
+
+    Raises:
+        UserError: there is no such subcommand.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        rows = [f"  {name:16}{purpose}" for name, purpose in SUBCOMMANDS.items()]
+        print("\n".join([f"usage: {prog} SUBCOMMAND [flags, or --help]\n", *rows]))
+        return
+    if name not in SUBCOMMANDS:
+        raise UserError(f"no subcommand {name!r}: expected one of {', '.join(SUBCOMMANDS)}")
+    dispatch(f"{prog} {name}", name, rest)
+
+
+def dispatch(prog: str, name: str, argv: Sequence[str]) -> None:
+    """Run one subcommand; only its own module is loaded."""
+    module = importlib.import_module(f"ultimus_ignite.commands.{name.replace('-', '_')}")
+    module.main(prog, argv)
 
 
 def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequence[str]) -> int:
@@ -58,13 +68,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         prog: its name in messages.
         argv: its arguments; ``--debug`` among them asks for tracebacks.
     """
-    # torch's modules are no garbage: looking through them again and again takes a second of the
-    # start. Training makes few objects that need collecting.
-    gc.set_threshold(100_000)
-    # Before and after training, SIGTERM ends the process in as good an order as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
-    # Ignite logs what it raises again: the one line below says it better.
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    prepare_process()
     try:
         command(prog, argv)
     except KeyboardInterrupt:
@@ -74,14 +78,14 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             return ExitCode.INTERNAL
         if is_out_of_memory(error):
             error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
-        code = exit_code(error)
-        is_bug = code == ExitCode.INTERNAL and not isinstance(error, OSError)  # a full disk is none
-        if is_bug or "--debug" in argv:
+        code = getattr(error, "exit_code", None)
+        if code is None and not isinstance(error, OSError):  # a bug; a full disk is not
             raise
-        message = " ".join(str(error).split())
         with contextlib.suppress(OSError):
-            print(f"{prog}: {message}", file=sys.stderr)
-        return code
+            if "--debug" in argv and type(error) is not UserError:  # found by a command's own check
+                traceback.print_exception(error)
+            print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return ExitCode.INTERNAL if code is None else int(code)
     finally:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
             sys.stdout.flush()
@@ -89,6 +93,23 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return ExitCode.DONE
+
+
+def prepare_process() -> None:
+    """Settings of the whole process, which a command may change and a library may not."""
+    keep_freed_memory()
+    # torch's modules are no garbage: searching them again and again takes a second of the start.
+    # Training makes few objects that need collecting.
+    gc.set_threshold(100_000)
+    # Before and after training, SIGTERM ends the process in as good an order as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    # Silence Ignite's log of the exception: we print our own line.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch could not allocate; on the CPU it has no exception of its own for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _reader_has_left() -> bool:
@@ -100,54 +121,3 @@ def _reader_has_left() -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def exit_code(error: Exception) -> ExitCode:
-    """The exit code that an exception stands for."""
-    if isinstance(error, UserError | RecipeError | RunDirectoryError):
-        return ExitCode.BAD_INPUT
-    if isinstance(error, Interrupted):
-        return ExitCode(128 + error.signal)
-    from ultimus_ignite.data.sources import DataError  # imports torch: only once something failed
-    from ultimus_ignite.handlers import CheckpointError, LRFinderError, NonFiniteError
-
-    if isinstance(error, DataError | LRFinderError):
-        return ExitCode.BAD_INPUT
-    if isinstance(error, CheckpointError):
-        return ExitCode.CHECKPOINT_REFUSED
-    if isinstance(error, NonFiniteError):
-        return ExitCode.NON_FINITE
-    return ExitCode.INTERNAL
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch could not allocate; on the CPU it has no exception of its own for that."""
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-
-
-def recipe_of(argv: Sequence[str]) -> Recipe:
-    """The recipe that ``--recipe`` names: it is read first, its fields are the other defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", default="classic", nargs="?")
-    name = parser.parse_known_args([*argv])[0].recipe
-    return RECIPES.get(name, Recipe())  # an unknown name is for `parse` to complain about
-
-
-def parse(arguments: type[Arguments], prog: str, argv: Sequence[str], default: Any = None) -> Any:
-    """Flags from a dataclass by tyro, with its boxed complaints as one line.
-
-    Raises:
-        UserError: an argument is unknown, missing or malformed.
-    """
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(arguments, prog=prog, args=list(argv), default=default)
-    except SystemExit as end:
-        if end.code != ExitCode.BAD_INPUT:
-            raise
-    rows = [row.strip("│ ") for row in complaint.getvalue().splitlines()[1:]]
-    message = rows[: next((i for i, row in enumerate(rows) if not row.strip("─╰╯")), None)]
-    raise UserError(f"{' '.join(message)} ({prog} --help lists all flags)")

@@ -39,77 +39,6 @@ def select_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def training_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    loss_fn: LossFn = F.cross_entropy,
-    *,
-    device: torch.device,
-    seed: int | None = None,
-    max_grad_norm: float | None = None,
-    accumulation_steps: int = 1,
-    autocast_dtype: torch.dtype | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Callable[[Engine, Any], dict[str, Any]]:
-    """One optimizer step as an Ignite process function.
-
-    Args:
-        model: ``images -> logits (B, classes)``, on ``device``.
-        optimizer: over the model's parameters.
-        loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
-        device: where the batches are moved to.
-        seed: seeds torch before each step from (seed, iteration), so that dropout and the like
-            are the same in a resumed run; left alone when None.
-        max_grad_norm: 2-norm that the gradients are scaled down to; left alone when None.
-        accumulation_steps: parts that a batch is split into, one after the other through the
-            model, to save memory; an iteration is one optimizer step whatever their number.
-        autocast_dtype: precision of the forward pass, see `torch.autocast`; as it is when None.
-        scaler: keeps small float16 gradients from vanishing.
-
-    Returns:
-        ``update(engine, batch)``, whose output is ``{"loss", "correct", "count"}``: two 0-d tensors
-        that stay on the device, and the number of labels: one an image, or one a pixel. Without
-        ``correct`` where the labels are not of a classifier, see `Judge`.
-    """
-
-    judge = Judge()
-    training: list[nn.Module] = []  # modules that the first step found or set in training mode
-    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-
-    def update(engine: Engine, batch: Any) -> dict[str, Any]:
-        images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
-        if seed is not None:
-            _seed_step(derive_seed(seed, "step", engine.state.iteration - 1), device)
-        if not model.training:  # an evaluation has left it so; at first the user, maybe
-            for module in training or model.train().modules():
-                module.training = True
-        if not training:
-            training.extend(module for module in model.modules() if module.training)
-        optimizer.zero_grad()
-        losses, right = [], []
-        parts = images.chunk(accumulation_steps), labels.chunk(accumulation_steps)
-        for x, y in zip(*parts, strict=True):
-            with _autocast(device, autocast_dtype):
-                logits = model(x)
-                loss = loss_fn(logits, y) * (len(y) / len(labels))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            right.append(judge(logits.detach(), y))
-        if max_grad_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        output = {"loss": reduce(torch.add, losses), "count": len(labels)}
-        known = [hits for hits in right if hits is not None]
-        if len(known) == len(right):
-            output["correct"] = reduce(torch.add, (hits.sum() for hits in known))
-            output["count"] = sum(hits.numel() for hits in known)
-        return output
-
-    return update
-
-
 def create_trainer(
     model: nn.Module,
     optimizer: Optimizer,
@@ -125,15 +54,23 @@ def create_trainer(
     """An Engine that trains ``model`` on batches of (images, labels).
 
     Args:
-        model: moved to the device.
+        model: ``images -> logits (B, classes)``; moved to the device.
         optimizer: over the model's parameters.
-        loss_fn: ``(logits, labels) -> 0-d loss``.
-        device: see `select_device`.
-        seed: see `training_step`; so are the others.
-        max_grad_norm: 2-norm that the gradients are scaled down to.
-        accumulation_steps: parts that a batch is split into.
-        autocast_dtype: precision of the forward pass.
-        scaler: for float16.
+        loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
+        device: where the batches are moved to, see `select_device`.
+        seed: seeds torch before each step from (seed, iteration), so that dropout and the like
+            are the same in a resumed run, and has cuDNN compute the same bits each time; neither
+            when None.
+        max_grad_norm: 2-norm that the gradients are scaled down to; never when None.
+        accumulation_steps: parts that a batch is split into, one after the other through the
+            model, to save memory; an iteration is one optimizer step whatever their number.
+        autocast_dtype: precision of the forward pass, see `torch.autocast`; no autocast when None.
+        scaler: keeps small float16 gradients from vanishing.
+
+    Returns:
+        An Engine whose output is ``{"loss", "correct", "count"}``: two 0-d tensors that stay on the
+        device, and the number of labels: one an image, or one a pixel. There is no ``correct``
+        where the labels are not those of a classifier, see `Judge`.
 
     Raises:
         ValueError: there is no such device.
@@ -147,18 +84,49 @@ def create_trainer(
     """
     device = select_device(device)
     model.to(device)
-    step = training_step(
-        model,
-        optimizer,
-        loss_fn,
-        device=device,
-        seed=seed,
-        max_grad_norm=max_grad_norm,
-        accumulation_steps=accumulation_steps,
-        autocast_dtype=autocast_dtype,
-        scaler=scaler,
-    )
-    return Engine(step)
+    judge = Judge()
+    in_training: list[nn.Module] = []  # modules that the first step found or set in training mode
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+    repeatable = nullcontext if seed is None or device.type != "cuda" else _deterministic_cudnn
+
+    def update(engine: Engine, batch: Any) -> dict[str, Any]:
+        images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
+        if seed is not None:
+            _seed_torch(derive_seed(seed, "step", engine.state.iteration - 1), device)
+        if not model.training:  # an evaluation has left it so; at first the user, maybe
+            for module in in_training or model.train().modules():
+                module.training = True
+        if not in_training:
+            in_training.extend(module for module in model.modules() if module.training)
+        optimizer.zero_grad()
+        losses, right = [], []
+        parts = images.chunk(accumulation_steps), labels.chunk(accumulation_steps)
+        for x, y in zip(*parts, strict=True):
+            with repeatable():
+                with _autocast(device, autocast_dtype):
+                    logits = model(x)
+                    loss = loss_fn(logits, y) * (len(y) / len(labels))
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            right.append(judge(logits.detach(), y))
+        if max_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        return _output(losses, right, len(labels))
+
+    return Engine(update)
+
+
+def _output(losses: list[Tensor], right: list[Tensor | None], count: int) -> dict[str, Any]:
+    """What `create_trainer` promises, from the parts of a batch."""
+    output = {"loss": reduce(torch.add, losses), "count": count}
+    known = [hits for hits in right if hits is not None]
+    if len(known) == len(right):
+        output["correct"] = reduce(torch.add, (hits.sum() for hits in known))
+        output["count"] = sum(hits.numel() for hits in known)
+    return output
 
 
 def create_evaluator(
@@ -196,7 +164,7 @@ def create_evaluator(
     model.to(device)
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
-        images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device)
+        images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
         with _evaluating(model), torch.inference_mode(), _autocast(device, autocast_dtype):
             logits = model(images).float()
             if mirror:
@@ -252,7 +220,19 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def _seed_step(seed: int, device: torch.device) -> None:
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """Have cuDNN sum the gradients of a float32 convolution in the same order each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
     # Not torch.manual_seed: it visits every backend, 80 us a call where this is 1 us.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ultimus_ignite.errors import UserError
 
-class RecipeError(ValueError):
-    """A recipe's field is out of range; one line that says which and what would do."""
+
+class RecipeError(UserError, ValueError):
+    """A field of a recipe is out of range; the message names it and says what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A full training recipe; the defaults are those of the seed (`classic`).
+    """A full training recipe; the defaults (`classic`) are those of the original notebook.
 
     Raises:
         RecipeError: a field is out of its range.
@@ -24,10 +26,10 @@ class Recipe:
         ultimus_ignite.recipe.RecipeError: epochs must be at least 1, got 0
     """
 
-    model: Literal["UltimusNet", "UltimusTokenNet", "UltimusTokenNetLarge"] = "UltimusNet"
+    model: str = "UltimusNet"
     """Class in ultimus_ignite.modules."""
     data: str = "auto"
-    """cifar10, cifar100, digits, folder:DIR, or auto: cifar10 if it can be had, else digits."""
+    """cifar10, cifar100, digits, folder:DIR, or auto: cifar10 if available, else digits."""
     data_dir: str = "~/.cache/ultimus-ignite"
     """Folder for downloads and decoded images."""
     epochs: int = 24
@@ -35,7 +37,7 @@ class Recipe:
     batch_size: int = 512
     """Images an iteration; the epoch's last batch keeps what is left over."""
     max_lr: float | Literal["auto"] = 0.018566355334451112
-    """Peak learning rate: 0.004 * 10 ** (66 / 99), the seed's; auto makes a range test first."""
+    """Peak learning rate: 0.004 * 10 ** (66 / 99), the notebook's; auto: by a range test."""
     pct_start: float = 5 / 24
     """Share of the iterations spent rising to max_lr: 5 of 24 epochs."""
     anneal_strategy: Literal["linear", "cos"] = "linear"
@@ -69,9 +71,9 @@ class Recipe:
     cutout_size: int = 8
     """Side of the hole, in pixels."""
     val_fraction: float = 0.0
-    """Share of the training images that judge the epochs; the test set is then measured once."""
+    """Share of the training images held out to judge the epochs; then one test at the end."""
     grey: float = 0.0
-    """Probability of removing the colour; the seed's 0.5 costs 1.3 points of test accuracy."""
+    """Probability of removing the colour; the notebook's 0.5 costs 1.3 points of accuracy."""
     checkpoint_every: int | None = None
     """Iterations between two checkpoints, besides the one after each epoch."""
     seed: int = 1
@@ -121,3 +123,15 @@ RECIPES: dict[RecipeName, Recipe] = {
         mirror=True,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTest:
+    """The learning rates that a range test tries; the defaults are those of the notebook."""
+
+    start_lr: float = 0.004
+    """Rate of the first iteration."""
+    end_lr: float = 0.04
+    """Rate of the last iteration."""
+    iterations: int = 100
+    """Iterations of a test; their rates rise by equal factors."""

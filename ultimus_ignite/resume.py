@@ -9,8 +9,8 @@ from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
-# Fields that a checkpoint need not share with the run that goes on from it: they do not change
-# what is computed, except for the epochs, which have a check of their own.
+# Fields that may differ when a run is resumed: they do not change what is computed, except for the
+# epochs, which have a check of their own.
 MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
 # What a field that an older checkpoint lacks stands for: its default. Where a default changes later

@@ -4,7 +4,6 @@ from ignite.engine import Events
 from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
 
-from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.build import Parts, build, create_scheduler
 from ultimus_ignite.handlers import (
     BatchLogger,
@@ -15,11 +14,12 @@ from ultimus_ignite.handlers import (
     NonFiniteError,
     NonFiniteGuard,
 )
+from ultimus_ignite.handlers.support.files import replace_file
 from ultimus_ignite.provenance import describe
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.resume import ASSUMED, go_on, identity
-from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status, write_atomically
+from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",
@@ -30,22 +30,22 @@ ENDINGS: dict[type[BaseException], Status] = {
 
 
 def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False) -> History:
-    """Train by a recipe in an opened run directory, going on with what is there.
+    """Train by a recipe in an opened run directory; a run that lies there is resumed.
 
     Args:
-        recipe: what to do.
+        recipe: what to train and how.
         directory: an opened `RunDirectory`.
-        extend_epochs: go on for another number of epochs than the run was begun with.
+        extend_epochs: resume with another number of epochs than the run was begun with.
 
     Returns:
         What was measured.
 
     Raises:
-        DataError: the data cannot be had or are not what they should be.
+        DataError: the data are missing or malformed.
         CheckpointError: the checkpoint cannot be resumed.
         Interrupted: a signal ended the run, which is saved and can be resumed.
         NonFiniteError: the loss or its gradient became NaN or infinite.
-        RecipeError: the device does not exist, or the epochs are already over.
+        RecipeError: the device or the model does not exist, or all epochs are already done.
         OSError: the last checkpoint could not be written.
 
     Example:
@@ -59,16 +59,13 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         >>> history.rows[-1]["iteration"]
         6
     """
-    keep_freed_memory()
     parts = build(recipe)
     recipe = choose_max_lr(recipe, parts, directory)
     model, optimizer = parts.model, parts.optimizer
     trainer, evaluator = parts.trainer, parts.evaluator
     scheduler = create_scheduler(recipe, optimizer, parts.scaler)
     logger = BatchLogger(optimizer, log_path=directory.log)
-    history = History(
-        optimizer, path=directory.history, evaluated="val" if parts.val_batches else "test"
-    )
+    history = History(optimizer, path=directory.history, evaluated=parts.evaluated.name)
     to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "scaler": parts.scaler}
     to_save |= {"scheduler": scheduler, "logger": logger, "history": history}
     checkpointer = Checkpointer(
@@ -90,10 +87,11 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     scheduler.attach(trainer)
     guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
-    logger.attach(trainer, evaluator, dataset="Validation set" if parts.val_batches else "Test set")
+    logger.attach(trainer, evaluator, dataset=parts.evaluated.title)
     # EPOCH_COMPLETED
-    batches = parts.val_batches or parts.test_batches
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches))
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: evaluator.run(parts.evaluated.batches)
+    )
     history.attach(trainer, evaluator)
     tensorboard.attach(
         trainer,
@@ -116,16 +114,16 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         if stop.received and not finished:
             raise Interrupted(stop.received)
         directory.note(**_test(parts, history, checkpointer, logger))
-        write_atomically(directory.model, save(model.state_dict()))
+        replace_file(directory.model, save(model.state_dict()))
     return history
 
 
 def _train(parts: Parts, epochs: int) -> bool:
-    """Run the trainer from where it stands; whether it came to the end."""
+    """Run the trainer from its present iteration; returns whether it came to the end."""
     trainer, stream = parts.trainer, parts.stream
     total_iterations = epochs * stream.epoch_length
     if trainer.state.iteration == total_iterations:
-        trainer.fire_event(Events.COMPLETED)  # all that a kill left to do
+        trainer.fire_event(Events.COMPLETED)  # a kill came just before it
     else:
         rest = stream.starting_at(trainer.state.iteration)
         trainer.run(rest, max_epochs=epochs, epoch_length=stream.epoch_length)
@@ -137,15 +135,16 @@ def _test(
 ) -> dict[str, float | None]:
     """Loss and accuracy on the test set of the weights that the run ends with.
 
-    With validation images these become the best epoch's, and the test set is measured only here.
+    Where training images are held out, these are the best epoch's, and the test set is measured
+    only here.
     """
-    if parts.val_batches is None:
+    if not parts.holds_out:
         return {name: history.rows[-1][name] for name in ("test_loss", "test_accuracy")}
     iteration, best = checkpointer.load_best()
     parts.model.load_state_dict(best["model"])
     epoch = iteration // parts.stream.epoch_length
     logger.write(f"Epoch {epoch} was the best by validation; the test set is measured only now:")
-    parts.tester.run(parts.test_batches)
+    parts.tester.run(parts.test.batches)
     logger.report(parts.tester)
     return {f"test_{name}": parts.tester.state.metrics[name] for name in ("loss", "accuracy")}
 
@@ -153,8 +152,8 @@ def _test(
 def _first_line(recipe: Recipe, parts: Parts) -> str:
     data = parts.data
     counts = f"{len(parts.stream.labels)} training"
-    if parts.val_batches:
-        counts += f", {len(parts.val_batches.labels)} validation"
+    if parts.holds_out:
+        counts += f", {len(parts.evaluated.batches.labels)} validation"
     counts += f" and {len(data.test_images)} test images"
     line = f"data: {data.name}, {counts} of {len(data.classes)} classes"
     if recipe.data == "auto" and data.name == "digits":
@@ -166,7 +165,7 @@ def _first_line(recipe: Recipe, parts: Parts) -> str:
 
 
 def _measured(history: History) -> dict[str, float]:
-    """The numbers of the last epoch, those that were measured."""
+    """The results of the last epoch that were measured."""
     return {
         key: value
         for key, value in history.rows[-1].items()

@@ -9,23 +9,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ultimus_ignite.errors import UserError
+
 Status = Literal["running", "finished", "interrupted", "failed", "non-finite"]
 
 
-class RunDirectoryError(Exception):
-    """A run cannot live in this folder; one line that says why and what would do."""
+class RunDirectoryError(UserError):
+    """A run cannot live in this folder; the message says why and what to do."""
 
 
 class Interrupted(Exception):
     """A signal ended the run at a boundary, with everything saved.
 
     Attributes:
-        signal: which one.
+        exit_code: 128 + the signal's number, as shells have it.
     """
 
     def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"ended by {number.name}, everything is saved: --resume goes on from here")
-        self.signal = number
+        super().__init__(f"ended by {number.name}, everything is saved: --resume continues it")
+        self.exit_code = 128 + number
 
 
 class RunDirectory:
@@ -52,7 +54,7 @@ class RunDirectory:
         self.history = self.path / "history.csv"
         self.log = self.path / "log.txt"
         self.model = self.path / "model.safetensors"
-        self.recipe = self.path / "recipe.json"
+        self.description = self.path / "recipe.json"
         self.status = self.path / "status.json"
 
     @property
@@ -101,23 +103,23 @@ class RunDirectory:
                         if not existed:
                             self.path.rmdir()
 
-    def begin(self, recipe: dict[str, Any], **status: Any) -> None:
-        """Write ``recipe.json`` and say that the run is going on.
+    def begin(self, description: dict[str, Any], **facts: Any) -> None:
+        """Write ``recipe.json`` and set the status to ``running``.
 
         Args:
-            recipe: what the run is made of.
-            status: facts that stand in every ``status.json`` of the run.
+            description: recipe, data, device and versions of the run.
+            facts: written into every ``status.json`` of the run.
         """
-        self._facts = status
-        _write_json(self.recipe, recipe)
+        self._facts = facts
+        _write_json(self.description, description)
         self.set_status("running")
 
     @contextlib.contextmanager
     def reporting(self, failures: Mapping[type[BaseException], Status]) -> Iterator[None]:
-        """Have ``status.json`` say how the block ended.
+        """Write into ``status.json`` how the block ended.
 
         Args:
-            failures: what to call an exception that is not ``failed``.
+            failures: the status for each kind of exception; ``failed`` for any other.
         """
         try:
             yield
@@ -128,40 +130,33 @@ class RunDirectory:
         self.set_status("finished")
 
     def note(self, **facts: Any) -> None:
-        """Add facts that stand in ``status.json`` from its next writing on."""
+        """Add facts to ``status.json``, from its next writing on."""
         self._facts = {**self._facts, **facts}
 
     def set_status(self, status: Status, **facts: Any) -> None:
-        """Say how the run stands."""
+        """Write ``status.json``."""
         _write_json(self.status, {"status": status, **self._facts, **facts, "pid": os.getpid()})
 
     def read_status(self) -> dict[str, Any]:
-        """What ``status.json`` says."""
+        """The content of ``status.json``."""
         return _read_json(self.status)
 
-    def read_recipe(self) -> dict[str, Any]:
-        """What ``recipe.json`` says."""
-        return _read_json(self.recipe)
+    def read_description(self) -> dict[str, Any]:
+        """The content of ``recipe.json``."""
+        return _read_json(self.description)
 
     def title(self) -> str:
-        """What stands above the run's curves."""
-        description = self.read_recipe()
+        """The title of the run's curves."""
+        description = self.read_description()
         recipe = description["recipe"]
         return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write so that a reader, or a kill, meets the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+    # Imported here: it brings torch, which the flags of a command must not wait for.
+    from ultimus_ignite.handlers.support.files import replace_file
+
+    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

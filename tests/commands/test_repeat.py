@@ -4,8 +4,8 @@ import pytest
 from processes import call
 from scipy import stats
 
-from ultimus_ignite.cli import UserError
 from ultimus_ignite.commands.repeat import parse_seeds, table
+from ultimus_ignite.errors import UserError
 
 FLAGS = ["--data", "digits", "--epochs", "2", "--batch-size", "256"]
 

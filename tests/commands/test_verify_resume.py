@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultimus_ignite.cli import UserError
 from ultimus_ignite.commands.verify_resume import leaves, report
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.run import run
 from ultimus_ignite.run_directory import RunDirectory

@@ -9,12 +9,13 @@ from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 
 NORMALIZE = Normalize((0.5,) * 3, (0.25,) * 3)
+AUGMENT = Augment(NORMALIZE, crop_padding=2, flip=0.5, cutout=0.5, cutout_size=8)
 
 
 def make_stream(n=23, batch_size=5, seed=1):
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator())
     return TrainingStream(
-        images, torch.arange(n), batch_size=batch_size, seed=seed, augment=Augment(NORMALIZE)
+        images, torch.arange(n), batch_size=batch_size, seed=seed, augment=AUGMENT
     )
 
 
@@ -57,9 +58,7 @@ def test_epochs_and_seeds_differ():
     assert not torch.equal(stream.order(0), stream.order(1))
     assert not torch.equal(stream.order(0), make_stream(seed=2).order(0))
     image = stream.images[:1].expand(8, -1, -1, -1)
-    same = TrainingStream(
-        image, torch.zeros(8).long(), batch_size=8, seed=1, augment=Augment(NORMALIZE)
-    )
+    same = TrainingStream(image, torch.zeros(8).long(), batch_size=8, seed=1, augment=AUGMENT)
     assert not torch.equal(same.batch(0).images, same.batch(1).images)
 
 

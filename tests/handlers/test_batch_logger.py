@@ -8,7 +8,8 @@ import torch
 from ignite.engine import Engine, Events, create_supervised_evaluator
 from ignite.metrics import Accuracy
 
-from ultimus_ignite.handlers import BatchLogger, display
+from ultimus_ignite.handlers import BatchLogger
+from ultimus_ignite.handlers.support import display
 
 SEED_BAR = re.compile(
     r"Batch_id=97 Loss=\d+\.\d{5} Accuracy=\d+\.\d{2}%: 100%\|█{10}\| 98/98 "

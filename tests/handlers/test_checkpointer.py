@@ -147,7 +147,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     trainer, _, checkpointer = make(tmp_path)
     checkpointer.attach(trainer)
     with monkeypatch.context() as patch:
-        patch.setattr("ultimus_ignite.handlers.snapshot.FORMAT", 3)
+        patch.setattr("ultimus_ignite.handlers.checkpoints.snapshot.FORMAT", 3)
         trainer.run(range(3), max_epochs=1)
     with pytest.raises(CheckpointError, match="format 3, this version reads 2"):
         make(tmp_path)[2].load_newest()

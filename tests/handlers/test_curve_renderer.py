@@ -7,15 +7,6 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from ultimus_ignite.handlers import CurveRenderer, History
-from ultimus_ignite.handlers.curve_renderer import draw_curves
-
-
-def row(epoch, **values):
-    return {
-        "epoch": epoch, "iteration": 3 * epoch, "lr": 0.1 / epoch, "seconds": 1.0,
-        "train_loss": 2.0 / epoch, "train_accuracy": 0.1 * epoch,
-        "test_loss": 2.5 / epoch, "test_accuracy": 0.12 * epoch, **values,
-    }  # fmt: skip
 
 
 def run(path, *, epochs=2, stop_after=None, writer=None):
@@ -28,27 +19,6 @@ def run(path, *, epochs=2, stop_after=None, writer=None):
             Events.ITERATION_COMPLETED(once=stop_after), lambda: trainer.terminate()
         )
     trainer.run(range(3), max_epochs=epochs)
-
-
-def test_each_panel_draws_its_column():
-    rows = [row(1), row(2), row(3)]
-    axes = draw_curves(rows, [0.1, 0.2]).axes
-    columns = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-    for panel, column in zip(axes[:4], columns, strict=True):
-        assert panel.lines[0].get_xdata().tolist() == [1, 2, 3]
-        assert panel.lines[0].get_ydata().tolist() == [r[column] for r in rows]
-    assert axes[4].lines[0].get_ydata().tolist() == [0.1, 0.2]
-    assert axes[0].get_position().x0 == axes[2].get_position().x0  # train loss over train accuracy
-
-
-def test_without_rates_each_epochs_first_is_drawn():
-    assert draw_curves([row(1), row(2)]).axes[4].lines[0].get_ydata().tolist() == [0.1, 0.05]
-
-
-def test_a_column_that_was_not_measured_says_so():
-    axes = draw_curves([row(1, test_loss=None)]).axes[1]
-    assert not axes.lines
-    assert axes.texts[0].get_text() == "not measured"
 
 
 @pytest.mark.parametrize("stop_after", [None, 4, 1])
@@ -97,15 +67,3 @@ def test_no_warning_on_a_single_epoch(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(tmp_path / "curves.png", epochs=1)
-
-
-def test_validation_has_panels_of_its_own():
-    rows = [
-        {name.replace("test_", "val_"): value for name, value in row(epoch).items()}
-        for epoch in (1, 2)
-    ]
-    axes = draw_curves(rows).axes
-    assert [panel.get_title(loc="left") for panel in axes[:4]] == [
-        "Training loss", "Validation loss", "Training accuracy", "Validation accuracy",
-    ]  # fmt: skip
-    assert axes[3].lines[0].get_ydata().tolist() == [0.12, 0.24]

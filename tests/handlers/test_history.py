@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ultimus_ignite.handlers import History, OneCycleScheduler
-from ultimus_ignite.handlers.history_csv import columns, read_csv
+from ultimus_ignite.handlers.support.history_csv import columns, read_csv
 
 LENGTH = 4
 
@@ -100,7 +100,7 @@ def test_history_csv_repeats_every_digit(tmp_path):
     go(trainer)
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert tuple(header) == columns()
+    assert tuple(header) == columns("train", "test")
     assert [row[2] for row in rows] == [repr(row["lr"]) for row in history.rows]
     assert read_csv(path) == history.rows
     assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
@@ -260,7 +260,7 @@ def test_the_classic_columns_come_first_and_other_names_after_them(tmp_path):
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluators["val"].run([0]))
     trainer.run(range(2))
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
-    assert header == ",".join([*columns("test"), "test_nll"])
+    assert header == ",".join([*columns("train", "test"), "test_nll"])
     assert history.rows[0]["test_nll"] == 20.0
 
 

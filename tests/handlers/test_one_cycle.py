@@ -161,17 +161,17 @@ def test_the_optimizer_is_untouched_until_the_run():
     assert {k: v for k, v in bare.param_groups[0].items() if k != "params"} == before
 
 
-@pytest.mark.parametrize("accumulation_steps", [2, 3])
-def test_the_cycle_counts_optimizer_steps(accumulation_steps):
-    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, accumulation_steps=accumulation_steps)
-    theirs = list(stepped_alongside(torch.optim.SGD, 1, 12 // accumulation_steps, max_lr=0.1))
+@pytest.mark.parametrize("iterations_per_step", [2, 3])
+def test_the_cycle_counts_optimizer_steps(iterations_per_step):
+    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, iterations_per_step=iterations_per_step)
+    theirs = list(stepped_alongside(torch.optim.SGD, 1, 12 // iterations_per_step, max_lr=0.1))
     ours = recorded(scheduler, 2, 6)
-    assert ours == [values for values in theirs for _ in range(accumulation_steps)]
+    assert ours == [values for values in theirs for _ in range(iterations_per_step)]
 
 
 def test_total_steps_are_compared_with_optimizer_steps():
-    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, total_steps=60, accumulation_steps=2)
-    with pytest.raises(ValueError, match=r"2 x 30\) / accumulation_steps = 2 = 30"):
+    scheduler = OneCycleScheduler(optimizer(), max_lr=0.1, total_steps=60, iterations_per_step=2)
+    with pytest.raises(ValueError, match=r"2 x 30\) / iterations_per_step = 2 = 30"):
         recorded(scheduler, 2, 30)
 
 

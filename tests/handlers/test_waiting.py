@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultimus_ignite import handlers
 from ultimus_ignite.engines import create_trainer
-from ultimus_ignite.handlers import display, non_finite_guard
+from ultimus_ignite.handlers import non_finite_guard
+from ultimus_ignite.handlers.support import display
 
 EPOCHS, EPOCH_LENGTH = 2, 100
 

@@ -4,11 +4,12 @@ import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultimus_ignite.cli import UserError
-from ultimus_ignite.commands.train import out_of, parse_arguments
+from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
 OVERFIT_STEPS = 100
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments(RunArguments):
+    """Check data, device, folder and recipe; takes every flag of train-cifar."""
+
+
 def main(prog: str, argv: Sequence[str]) -> None:
     """Print a line for each check: ok, or what to do.
 
     Raises:
         UserError: a check failed.
     """
-    arguments = parse_arguments(prog, argv)
-    recipe, out = arguments.flags, out_of(arguments)
+    arguments = parse_recipe(DoctorArguments, prog, argv)
+    recipe, out = arguments.recipe, arguments.directory.path
     results = [report("versions", versions), report("output folder", lambda: folder(out))]
 
     from ultimus_ignite.build import build
@@ -62,7 +68,7 @@ def report(name: str, check: Callable[[], str]) -> bool:
 
 
 def versions() -> str:
-    """Of what a result depends on most."""
+    """Versions that most affect a result."""
     packages = ("torch", "pytorch-ignite", "ultimus-ignite")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
@@ -94,11 +100,9 @@ def schedule(recipe: Recipe, parts: "Parts") -> str:
 
 def evaluation(parts: "Parts") -> str:
     """One batch through the evaluator."""
-    batches, name = parts.test_batches, "test"
-    if parts.val_batches:
-        batches, name = parts.val_batches, "validation"
-    metrics = parts.evaluator.run(batches, epoch_length=1).metrics
-    return f"untrained loss {metrics['loss']:.3f} on {metrics['count']} {name} images"
+    metrics = parts.evaluator.run(parts.evaluated.batches, epoch_length=1).metrics
+    images = f"{metrics['count']} images of the {parts.evaluated.title.lower()}"
+    return f"untrained loss {metrics['loss']:.3f} on {images}"
 
 
 def checkpoint(parts: "Parts") -> str:

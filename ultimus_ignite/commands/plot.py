@@ -6,12 +6,13 @@ from pathlib import Path
 
 import tyro
 
-from ultimus_ignite.cli import UserError, parse
+from ultimus_ignite.commands.arguments import Arguments, parse
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.run_directory import RunDirectory
 
 
-@dataclass(frozen=True)
-class PlotArguments:
+@dataclass(frozen=True, kw_only=True)
+class PlotArguments(Arguments):
     """Redraw curves.png of a run from its history.csv."""
 
     run: tyro.conf.Positional[Path]
@@ -19,13 +20,13 @@ class PlotArguments:
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Redraw, and say where the picture is."""
+    """Redraw, and print where the picture is."""
     directory = RunDirectory(parse(PlotArguments, prog, argv).run)
     if not directory.history.is_file():
-        raise UserError(f"{directory.history} is not there: {directory.path} holds no run yet")
+        raise UserError(f"{directory.history} not found: no run in {directory.path}")
 
-    from ultimus_ignite.handlers.curve_renderer import draw_curves, save_figure
-    from ultimus_ignite.handlers.history_csv import read_csv
+    from ultimus_ignite.handlers.support.figures import draw_curves, save_figure
+    from ultimus_ignite.handlers.support.history_csv import read_csv
 
     try:
         rows = read_csv(directory.history)

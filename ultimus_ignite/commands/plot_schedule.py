@@ -5,37 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from ultimus_ignite.cli import UserError, parse, recipe_of
-from ultimus_ignite.recipe import Recipe, RecipeName
+from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
+from ultimus_ignite.errors import UserError
 
 
-@dataclass(frozen=True)
-class PlotScheduleArguments:
+@dataclass(frozen=True, kw_only=True)
+class PlotScheduleArguments(RecipeArguments):
     """Write schedule.png and schedule.csv: rate and momentum of every iteration of a run."""
 
-    flags: tyro.conf.OmitArgPrefixes[Recipe]
-    recipe: RecipeName = "classic"
-    """Named recipe that the other flags start from."""
     out: Path = Path()
     """Folder for both files."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Simulate, write, and say the first, the highest and the last rate."""
-    default = PlotScheduleArguments(recipe_of(argv))
-    arguments: PlotScheduleArguments = parse(PlotScheduleArguments, prog, argv, default)
+    """Simulate, write, and print the first, the highest and the last rate."""
+    arguments = parse_recipe(PlotScheduleArguments, prog, argv)
 
     from ultimus_ignite.build import build, create_scheduler
-    from ultimus_ignite.handlers.curve_renderer import draw_schedule, save_figure
+    from ultimus_ignite.handlers.support.figures import draw_schedule, save_figure
 
-    parts = build(arguments.flags)
-    total_steps = arguments.flags.epochs * parts.stream.epoch_length
-    curve = create_scheduler(arguments.flags, parts.optimizer).simulate(total_steps)
-    rates = [row[0] for row in curve.rates]
-    constant = parts.optimizer.defaults["betas"][0]  # where it is not cycled, the row is empty
-    momenta = [row[0] if row else constant for row in curve.momenta]
+    parts = build(arguments.recipe)
+    total_steps = arguments.recipe.epochs * parts.stream.epoch_length
+    schedule = create_scheduler(arguments.recipe, parts.optimizer).simulate(total_steps)
+    rates = [row[0] for row in schedule.rates]
+    constant = parts.optimizer.defaults["betas"][0]  # a row is empty if momentum is not cycled
+    momenta = [row[0] if row else constant for row in schedule.momenta]
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         with (arguments.out / "schedule.csv").open("w", newline="") as file:

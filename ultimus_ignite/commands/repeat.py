@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ultimus_ignite.cli import UserError, parse, recipe_of
-from ultimus_ignite.commands.train import TrainArguments
+from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.run_directory import RunDirectory
 
 
-@dataclass(frozen=True)
-class RepeatArguments(TrainArguments):
+@dataclass(frozen=True, kw_only=True)
+class RepeatArguments(RunArguments):
     """Train once per seed, in OUT/seed-N each, and print mean, deviation and 95 % interval.
 
-    With --resume, finished seeds are kept and an interrupted one goes on.
+    With --resume, finished seeds are kept and an interrupted one is continued.
     """
 
     seeds: str = "1,2,3,4,5"
@@ -23,8 +23,8 @@ class RepeatArguments(TrainArguments):
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Run the seeds one after the other and print the table."""
-    arguments = parse(RepeatArguments, prog, argv, RepeatArguments(recipe_of(argv)))
-    out = arguments.out or Path("runs") / f"{arguments.recipe}-repeat"
+    arguments = parse_recipe(RepeatArguments, prog, argv)
+    out = arguments.out or Path("runs") / f"{arguments.recipe_name}-repeat"
     directories = {
         seed: RunDirectory(out / f"seed-{seed}") for seed in parse_seeds(arguments.seeds)
     }
@@ -38,7 +38,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         with directory.open(resume=arguments.resume):
             from ultimus_ignite.run import run
 
-            recipe = replace(arguments.flags, seed=seed)
+            recipe = replace(arguments.recipe, seed=seed)
             run(recipe, directory, extend_epochs=arguments.extend_epochs)
             accuracies[seed] = float(directory.read_status()["test_accuracy"])
     print(table(accuracies))

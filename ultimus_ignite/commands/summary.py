@@ -1,25 +1,31 @@
 """`ultimus summary`: the layer table of a recipe's model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ultimus_ignite.commands.train import parse_arguments
+from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
 
 if TYPE_CHECKING:
     from torch import nn
     from torchinfo.layer_info import LayerInfo
 
 
+@dataclass(frozen=True, kw_only=True)
+class SummaryArguments(RunArguments):
+    """Print the layers of a recipe's model; takes every flag of train-cifar."""
+
+
 def main(prog: str, argv: Sequence[str]) -> None:
     """Print the table of the model that the flags describe."""
-    arguments = parse_arguments(prog, argv)
+    arguments = parse_recipe(SummaryArguments, prog, argv)
 
     from ultimus_ignite.build import create_model
     from ultimus_ignite.modules import UltimusNet
 
-    model = create_model(arguments.flags, num_classes=10)
+    model = create_model(arguments.recipe, num_classes=10)
     if isinstance(model, UltimusNet):
-        model.pool_first = False  # the layers as they are read, not as they are computed
+        model.pool_first = False  # show the layers in the order of the code
     print(layer_table(model))
 
 

@@ -1,7 +1,6 @@
 """`ultimus verify-resume`: does a killed run, resumed, end as the unbroken one?"""
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import multiprocessing
@@ -15,40 +14,36 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from ultimus_ignite.cli import UserError, parse, recipe_of
-from ultimus_ignite.recipe import Recipe, RecipeName
+from ultimus_ignite.allocator import keep_freed_memory
+from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
+from ultimus_ignite.errors import UserError
+from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.run_directory import RunDirectory
 
 
-@dataclass(frozen=True)
-class VerifyArguments:
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments(RecipeArguments):
     """Train straight through, then again with kill -9 at random moments, each followed by a resume.
 
     Exit code 0 if weights, optimizer state and history are bit-identical (but for the seconds).
     """
 
-    flags: tyro.conf.OmitArgPrefixes[Recipe]
-    recipe: RecipeName = "classic"
-    """Named recipe that the other flags start from."""
     kills: int = 3
     """How often the second run is killed."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Train twice and compare what is left."""
-    short = dataclasses.replace(recipe_of(argv), epochs=6, checkpoint_every=5)
-    arguments: VerifyArguments = parse(VerifyArguments, prog, argv, VerifyArguments(short))
+    arguments = parse_recipe(VerifyArguments, prog, argv, epochs=6, checkpoint_every=5)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
-        seconds = _train_straight(arguments.flags, straight)
+        seconds = _train_straight(arguments.recipe, straight)
         print(f"straight through: {seconds:.1f} s of training", flush=True)
         # On average as long as it takes for the last kill to fall near the end of the training.
         longest_wait = 2 * seconds / (arguments.kills + 1)
         for _ in range(arguments.kills):
-            _kill(arguments.flags, killed, random.uniform(0, longest_wait))
-        _train_straight(arguments.flags, killed)
+            _kill(arguments.recipe, killed, random.uniform(0, longest_wait))
+        _train_straight(arguments.recipe, killed)
         report(straight, killed)
 
 
@@ -142,6 +137,7 @@ def _start(recipe: Recipe, out: Path) -> BaseProcess:
 def _train(recipe: Recipe, out: Path) -> None:
     from ultimus_ignite.run import run
 
+    keep_freed_memory()
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),

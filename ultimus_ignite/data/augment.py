@@ -4,6 +4,7 @@ Shape letters: B images of a batch, C channels, H and W height and width.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,11 +39,19 @@ class Normalize:
 
     def apply_(self, images: Tensor) -> Tensor:
         """The same in place, on floats from 0 to 255."""
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
-        scale = 1 / (255 * std.clamp_min(1 / 255))  # a channel without variance becomes zeros
-        shift = -255 * mean * scale
-        scale, shift = (v.float().to(images.device).view(-1, 1, 1) for v in (scale, shift))
+        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.mul_(scale).add_(shift)
+
+
+@lru_cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both float32 (C, 1, 1). Kept, as each move to a GPU would wait for it."""
+    means, stds = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+    scale = 1 / (255 * stds.clamp_min(1 / 255))  # a channel without variance becomes zeros
+    shift = -255 * means * scale
+    return scale.float().to(device), shift.float().to(device)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Draws:
 class Augment:
     """Reflected padding and random crop, flip, grey, normalisation, cutout: in this order.
 
+    By default it normalises and does nothing else.
+
     Args:
         normalize: the normalisation that follows the colours.
         crop_padding: pixels reflected on each side before the crop.
@@ -74,7 +85,7 @@ class Augment:
         grey: probability of removing the colour.
 
     Example:
-        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3))
+        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3), crop_padding=2, flip=0.5)
         >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
         >>> draws = augment.draw(images.shape, torch.Generator().manual_seed(0))
         >>> augment(images, draws).shape
@@ -82,10 +93,10 @@ class Augment:
     """
 
     normalize: Normalize
-    crop_padding: int = 2
-    flip: float = 0.5
-    cutout: float = 0.5
-    cutout_size: int = 8
+    crop_padding: int = 0
+    flip: float = 0.0
+    cutout: float = 0.0
+    cutout_size: int = 0
     grey: float = 0.0
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:

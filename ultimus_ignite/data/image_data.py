@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ultimus_ignite.errors import UserError
+
 IMAGE_SHAPE = (3, 32, 32)
 
 
-class DataError(ValueError):
-    """One line for the user: what is wrong with the data and what to do about it.
+class DataError(UserError, ValueError):
+    """What is wrong with the data and what to do about it, in one line.
 
     Args:
         message: names the file, what was expected and what was found.
     """
 
     def __init__(self, message: str) -> None:
-        # Reasons are quoted from other libraries, and even a file name may hold a line break.
+        # Reasons are quoted from other libraries, and even a file name may contain a line break.
         super().__init__(" ".join(message.splitlines()))
 
 

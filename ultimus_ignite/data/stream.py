@@ -40,7 +40,7 @@ class TrainingStream:
     Example:
         >>> from ultimus_ignite.data.augment import Normalize
         >>> images, labels = torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10)
-        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3))
+        >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3), flip=0.5)
         >>> stream = TrainingStream(images, labels, batch_size=4, seed=1, augment=augment)
         >>> stream.epoch_length, [len(stream.batch(k).labels) for k in range(4)]
         (3, [4, 4, 2, 4])

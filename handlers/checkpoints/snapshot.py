@@ -7,10 +7,15 @@ from typing import Any
 from ignite.engine import Engine
 from torch.optim import Optimizer
 
-from ultimus_ignite.handlers.checkpoint_format import encode
-from ultimus_ignite.handlers.checkpoint_store import CheckpointError
-from ultimus_ignite.handlers.epoch_position import EpochPosition
-from ultimus_ignite.handlers.saved_state import check_finite, differences, load_state, save_state
+from ultimus_ignite.handlers.checkpoints.format import encode
+from ultimus_ignite.handlers.checkpoints.saved_state import (
+    check_finite,
+    differences,
+    load_state,
+    save_state,
+)
+from ultimus_ignite.handlers.checkpoints.store import CheckpointError
+from ultimus_ignite.handlers.support.epoch_position import EpochPosition
 
 FORMAT = 2
 FORMATS = (1, 2)  # 1, of version 0.1.0, knows no run

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 
 STATE = {"model": OrderedDict(weight=torch.arange(24.0).view(4, 6)), "iteration": 1}
 
@@ -240,7 +240,7 @@ def test_the_umask_is_honoured(tmp_path, umask, mode):
 def test_odd_paths_in_a_plain_locale(tmp_path):
     script = """
 import sys
-from ultimus_ignite.handlers.checkpoint_store import CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointStore
 CheckpointStore(sys.argv[1]).save({"value": 3}, iteration=1)
 print(CheckpointStore(sys.argv[1]).load_newest()[1])
 """

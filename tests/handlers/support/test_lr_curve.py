@@ -1,15 +1,11 @@
-import csv
 import math
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from ultimus_ignite.handlers import lr_curve
-from ultimus_ignite.handlers.lr_curve import LRCurve, draw_lr_curves, format_rates, save_lr_curves
+from ultimus_ignite.handlers import LRCurve
 
 RATES = np.geomspace(1e-6, 10.0, 141).tolist()  # 20 a decade
 LOSSES = st.lists(st.floats(0.1, 10.0), min_size=1, max_size=60)
@@ -134,61 +130,3 @@ def test_above_four_times_the_best_is_diverged_and_no_point():
     assert diverged.losses == [1.0] * 50
     assert curve([1.0] * 50 + [50.0]).diverged_at is None
     assert curve([-1.0] * 50 + [9.0]).diverged_at is None  # no multiple of -1 is worse
-
-
-def test_the_picture_shows_losses_means_and_every_rule():
-    made = curve([*bowl(1e-3, 120), math.nan])
-    axes = draw_lr_curves([made], title="a test").axes[0]
-    assert (axes.get_title(), axes.get_xscale()) == ("a test", "log")
-    raw, mean = axes.lines[:2]
-    assert raw.get_xdata().tolist() == mean.get_xdata().tolist() == made.rates
-    assert raw.get_ydata().tolist() == made.losses
-    assert mean.get_ydata().tolist() == made.smoothed
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    marks = {**made.suggestions(), "diverged": RATES[120]}
-    assert texts == [f"{name}: {format_rates([rate])}" for name, rate in marks.items()]
-    places = [line.get_xdata()[0] for line in axes.lines[2:] if len(line.get_xdata()) == 2]
-    assert places == [rate for rate in marks.values() if rate is not None]
-
-
-def test_an_explosion_does_not_flatten_the_picture():
-    made = curve([*bowl(1e-3, 100), 40.0])
-    assert made.losses[-1] == 40.0
-    low, high = draw_lr_curves([made]).axes[0].get_ylim()
-    assert low == min(made.losses)
-    assert max(bowl(1e-3, 100)) < high < 10
-
-
-def test_repeats_share_a_picture_and_a_table(tmp_path):
-    curves = [curve(bowl(1e-3)), curve([*FALLING, math.nan])]
-    save_lr_curves(curves, tmp_path / "new" / "folder", title="two")
-    folder = tmp_path / "new" / "folder"
-    assert sorted(p.name for p in folder.iterdir()) == ["lr_finder.csv", "lr_finder.png"]
-    with Image.open(folder / "lr_finder.png") as picture:
-        assert picture.size == (1080, 600)
-        assert len(picture.convert("L").getcolors()) > 10  # not blank
-    with (folder / "lr_finder.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for number, made in enumerate(curves, start=1):
-        own = [row for row in rows if row["repeat"] == str(number)]
-        assert [int(row["iteration"]) for row in own] == list(range(1, len(made.rates) + 1))
-        for column, values in (
-            ("lr", made.rates), ("loss", made.losses), ("smoothed_loss", made.smoothed)
-        ):  # fmt: skip
-            assert [float(row[column]) for row in own] == values
-
-
-def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
-    save_lr_curves([curve(bowl(1e-3))], tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(lr_curve.os, "fsync", lambda number: 1 / 0)
-    monkeypatch.setattr(lr_curve, "save_figure", lambda figure, path: None)
-    with pytest.raises(ZeroDivisionError):
-        save_lr_curves([curve(bowl(1e-2))], tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
-
-
-def test_pyplot_is_never_imported(monkeypatch):
-    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    draw_lr_curves([curve(bowl(1e-3))])
-    assert "matplotlib.pyplot" not in sys.modules

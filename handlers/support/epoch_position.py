@@ -5,6 +5,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from ultimus_ignite.handlers.support.private_names import skip_iterations, skipped_iterations
+
 
 class EpochPosition:
     """Follows an Engine's epochs, so that it can be restored to where it was.
@@ -39,8 +41,9 @@ class EpochPosition:
         state, done = self.engine.state, 0
         if self._is_first:
             done = state.iteration % state.epoch_length if state.epoch_length else state.iteration
-            if self.engine._init_iter is not None:  # set by a terminated run, or by `restore`
-                done = self.engine._init_iter
+            skipped = skipped_iterations(self.engine)
+            if skipped is not None:  # set by a terminated run, or by `restore`
+                done = skipped
         self._began_at = state.iteration - done
         self._is_first = self._is_completed = False
 
@@ -72,5 +75,4 @@ class EpochPosition:
         self.engine.load_state_dict({**state, "iteration": 0})  # 0 needs no epoch_length
         self.engine.state.iteration = state["iteration"]
         self.engine.state.epoch = position["epochs"]
-        # Ignite's name for the iterations of the next epoch that are done already.
-        self.engine._init_iter = position["iterations"]
+        skip_iterations(self.engine, position["iterations"])

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ultimus_ignite.handlers.checkpoint_format import decode, encode
-from ultimus_ignite.handlers.checkpoint_sidecar import (
+from ultimus_ignite.handlers.checkpoints.format import decode, encode
+from ultimus_ignite.handlers.checkpoints.sidecar import (
     NAME,
     NO_RUN,
     Moment,
@@ -22,10 +22,13 @@ from ultimus_ignite.handlers.checkpoint_sidecar import (
     read_regular,
     sidecar_of,
 )
+from ultimus_ignite.handlers.support.files import write_new_file
 
 
 class CheckpointError(Exception):
-    """A checkpoint was refused: one line that names the file, the reason and what to do."""
+    """A checkpoint was refused: the message names the file, the reason and what to do."""
+
+    exit_code = 3  # of a command that ends in it
 
 
 class CheckpointStore:
@@ -72,7 +75,7 @@ class CheckpointStore:
 
         Args:
             state: tensors and plain Python values in dicts, lists and tuples; see
-                `ultimus_ignite.handlers.checkpoint_format.plain`.
+                `ultimus_ignite.handlers.checkpoints.format.plain`.
             iteration: number of finished iterations; names the file.
             protect: iterations of checkpoints to keep however old, such as the best.
 
@@ -200,7 +203,7 @@ class CheckpointStore:
 
         # All is on the disk before anything moves: a full disk is met here, and changes nothing.
         for step, (target, content) in enumerate(moves):
-            _write(_temporary(target, step), content)
+            write_new_file(_temporary(target, step), content)
         for step, (target, _) in enumerate(moves):
             _temporary(target, step).replace(target)
             _sync(self.directory)  # else a power loss could keep a later move without this one
@@ -235,13 +238,6 @@ def _create_folder(folder: Path) -> None:
         _create_folder(folder.parent)
         folder.mkdir()
         _sync(folder.parent)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultimus_ignite.handlers.checkpoint_store import CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointStore
 
 BLOCK = 700  # bytes a write takes at most: a checkpoint of the tests is 3 or 4 writes
 
@@ -138,7 +138,7 @@ def test_real_kills_at_random_moments(tmp_path):
     script = """
 import itertools, os, random, signal, sys, time
 import torch
-from ultimus_ignite.handlers.checkpoint_store import CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointStore
 
 torch.set_num_threads(1)
 store, draw, newest = CheckpointStore(sys.argv[1]), random.Random(0), 0

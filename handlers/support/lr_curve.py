@@ -1,21 +1,16 @@
-"""The curve of a range test: what each rule reads from it, its picture and its numbers."""
+"""The losses of a range test, and the learning rate that each rule reads from them."""
 
 import csv
+import io
 import math
-import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ultimus_ignite.handlers.curve_renderer import save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ultimus_ignite.handlers.support.files import replace_file
 
 MEMORY = 0.95  # of the running mean of the loss: about the last 20 iterations
 DIVERGED = 4.0  # times the best smoothed loss
@@ -70,12 +65,17 @@ class LRCurve:
         """The rate that each rule gives, None where it gives none."""
         return {"minimum": self.minimum(), "steepest": self.steepest(), "valley": self.valley()}
 
+    @property
+    def lowest(self) -> int:
+        """Index of the lowest smoothed loss."""
+        return int(np.argmin(self.smoothed))
+
     def minimum(self) -> float | None:
         """Rate at the lowest smoothed loss.
 
         None where the loss never fell, or was still falling at the last rate.
         """
-        return self._inside(_lowest(self.smoothed))
+        return self._inside(self.lowest)
 
     def steepest(self) -> float | None:
         """Rate at which the smoothed loss falls fastest, per factor of the rate, on its way down.
@@ -87,8 +87,8 @@ class LRCurve:
             return None
         points = [0, *range(max(1, count // 10), count)]
         losses, logs = np.array(self.smoothed)[points], np.log(self.rates)[points]
-        slopes = np.gradient(losses, logs)[: _lowest(losses) + 1]
-        return self._inside(points[_lowest(slopes)])
+        slopes = np.gradient(losses, logs)[: losses.argmin() + 1]
+        return self._inside(points[slopes.argmin()])
 
     def valley(self) -> float | None:
         """Rate halfway down the longest descent; fastai's default rule.
@@ -111,75 +111,17 @@ class LRCurve:
         return self.rates[index] if 0 < index < len(self.rates) - 1 else None
 
 
-def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str = "") -> None:
-    """Write ``lr_finder.png`` and ``lr_finder.csv``, each whole or not at all.
+def write_lr_curves(curves: Sequence[LRCurve], path: Path) -> None:
+    """Replace a CSV file by the losses of each curve.
 
     Args:
         curves: one a repeat.
-        folder: made where needed.
-        title: stands above the picture.
+        path: of the file.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_figure(draw_lr_curves(curves, title=title), folder / "lr_finder.png")
-    temporary = folder / "lr_finder.csv.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for repeat, curve in enumerate(curves, start=1):
-            for i, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
-                writer.writerow((repeat, i + 1, *row))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "lr_finder.csv")
-
-
-def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
-    """The losses over the rate, with a line at each rule's rate and where the loss diverged.
-
-    Args:
-        curves: one a repeat.
-        title: stands above the picture.
-    """
-    # Imported here, as for the curves of a run. Never pyplot: its figures are global.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
-    axes.grid(alpha=0.3)
-    for curve in curves:
-        axes.plot(curve.rates, curve.losses, color="0.7", linewidth=0.8)
-        axes.plot(curve.rates, curve.smoothed, color="black")
-    marks = [{**curve.suggestions(), "diverged": curve.diverged_at} for curve in curves]
-    for number, name in enumerate(marks[0]):
-        rates = [mark[name] for mark in marks]
-        axes.plot([], [], color=f"C{number}", label=f"{name}: {format_rates(rates)}")
-        for rate in rates:
-            if rate is not None:
-                axes.axvline(rate, color=f"C{number}")
-    low = min(min(curve.losses) for curve in curves)
-    high = max(max(curve.smoothed[: _lowest(curve.smoothed) + 1]) for curve in curves)
-    if low < high:  # half the height for the way down, which an explosion would flatten
-        axes.set_ylim(low, 2 * high - low)
-    axes.legend()
-    return figure
-
-
-def format_rates(rates: Iterable[float | None]) -> str:
-    """What several repeats gave, as text.
-
-    Example:
-        >>> format_rates([0.02, None, 0.01]), format_rates([0.02]), format_rates([None])
-        ('0.01 to 0.02', '0.02', 'none')
-    """
-    found = [rate for rate in rates if rate is not None]
-    if not found:
-        return "none"
-    low, high = f"{min(found):.4g}", f"{max(found):.4g}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _lowest(values: ArrayLike) -> int:
-    return int(np.argmin(values))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for repeat, curve in enumerate(curves, start=1):
+        for i, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
+            writer.writerow((repeat, i + 1, *row))
+    replace_file(path, text.getvalue().encode())

@@ -9,7 +9,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from typing_extensions import Self
 
-_RUN = inspect.unwrap(Engine.run).__code__
+from ultimus_ignite.handlers.support.private_names import RUN_CODE
 
 
 def running_engines(frame: FrameType | None = None) -> Iterator[Engine]:
@@ -28,7 +28,7 @@ def running_engines(frame: FrameType | None = None) -> Iterator[Engine]:
     """
     frame = frame or inspect.currentframe()
     while frame is not None:
-        if frame.f_code is _RUN:
+        if frame.f_code is RUN_CODE:
             yield frame.f_locals["self"]
         frame = frame.f_back
 
@@ -165,7 +165,7 @@ class Attachable:
         """The engine among those it is attached to whose run is going on."""
         frame = frame or inspect.currentframe()
         while frame is not None:  # as running_engines, without the cost of a generator
-            if frame.f_code is _RUN:
+            if frame.f_code is RUN_CODE:
                 engine: Engine = frame.f_locals["self"]
                 if self._follows(engine):
                     return engine

@@ -1,6 +1,6 @@
 """The state of one object: under which names it is saved, what fits it, and its way back."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+
+from ultimus_ignite.handlers.support.private_names import COMPILED_PREFIX, VERSIONS
 
 
 def save_state(live: Any, *, with_lazy: bool = True) -> Any:
@@ -26,8 +28,8 @@ def save_state(live: Any, *, with_lazy: bool = True) -> Any:
         return state
     keys = [key for key in state if with_lazy or not is_lazy(state[key])]
     renamed = OrderedDict((name, state[key]) for key, name in plain_names(keys).items())
-    versions = getattr(state, "_metadata", {})  # of the modules, for those whose state has changed
-    vars(renamed)["_metadata"] = {n: versions[k] for k, n in _plain_modules(versions).items()}
+    versions = getattr(state, VERSIONS, {})
+    vars(renamed)[VERSIONS] = {n: versions[k] for k, n in _plain_modules(versions).items()}
     return renamed
 
 
@@ -45,9 +47,9 @@ def load_state(live: Any, state: Any) -> None:
         keys = {name: key for key, name in plain_names(own).items()}
         names = plain_names(state)  # version 0.1.0 saved a wrapped model's own
         renamed = OrderedDict((keys.get(name, name), state[k]) for k, name in names.items())
-        versions = getattr(state, "_metadata", {})
-        modules = _plain_modules(getattr(own, "_metadata", {}))
-        vars(renamed)["_metadata"] = {k: versions[n] for k, n in modules.items() if n in versions}
+        versions = getattr(state, VERSIONS, {})
+        modules = _plain_modules(getattr(own, VERSIONS, {}))
+        vars(renamed)[VERSIONS] = {k: versions[n] for k, n in modules.items() if n in versions}
         state = renamed
     live.load_state_dict(state)
 
@@ -83,9 +85,15 @@ def check_finite(live: Any, state: Any, name: str) -> None:
         looked_at = dict(_tensors(state["state"], "state"))
     else:
         return
+    by_device: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in looked_at.items():
-        if isinstance(tensor, Tensor) and not is_lazy(tensor) and not _is_finite(tensor):
-            raise ValueError(f"{name}.{key} holds NaN or infinity")
+        if isinstance(tensor, Tensor) and not is_lazy(tensor):
+            by_device[tensor.device][key] = _is_finite(tensor)
+    for verdicts in by_device.values():
+        answers = torch.stack([*verdicts.values()]).tolist()  # one reading of the device
+        for key, is_finite in zip(verdicts, answers, strict=True):
+            if not is_finite:
+                raise ValueError(f"{name}.{key} holds NaN or infinity")
 
 
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
@@ -95,7 +103,7 @@ def plain_names(keys: Iterable[str]) -> dict[str, str]:
         >>> plain_names(["module._orig_mod.head.weight"])
         {'module._orig_mod.head.weight': 'head.weight'}
     """
-    names = {key: key.replace("_orig_mod.", "") for key in keys}
+    names = {key: key.replace(COMPILED_PREFIX, "") for key in keys}
     while names and all(name.startswith("module.") for name in names.values()):
         names = {key: name.removeprefix("module.") for key, name in names.items()}
     return names if len(set(names.values())) == len(names) else {key: key for key in names}
@@ -133,14 +141,15 @@ def _tensors(value: Any, key: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(item, f"{key}[{index}]")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> Tensor:
+    """A 0-d bool on the tensor's device."""
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).values()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
     # min and max are NaN where any element is; unlike isfinite(), they need no memory.
     smallest, largest = torch.aminmax(tensor)
-    return bool(smallest.isfinite() and largest.isfinite())
+    return smallest.isfinite() & largest.isfinite()

@@ -26,7 +26,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 
 STATE = {"model": OrderedDict(weight=torch.arange(24.0).view(4, 6)), "iteration": 1}
 
@@ -365,7 +365,7 @@ def test_bombs_are_refused_within_the_memory_of_a_sound_load(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from ultimus_ignite.handlers.checkpoint_store import CheckpointError, CheckpointStore
+from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 
 def peak():
     status = Path("/proc/self/status").read_text()

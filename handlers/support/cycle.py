@@ -1,0 +1,81 @@
+"""The one-cycle formula: rate and momentum of a step, from its number alone."""
+
+import math
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+_UP, _DOWN = ("base_momentum", "max_momentum"), ("max_momentum", "base_momentum")
+_LEVEL = ("max_momentum", "max_momentum")
+
+
+class Cycle:
+    """What torch's `OneCycleLR` sets at each step, in constant time and in any order.
+
+    `OneCycleLR` itself, over a stand-in optimizer, checks the options and derives the rates that
+    each group moves between. The formula repeats its operations in their order, so that every bit
+    is equal.
+
+    Args:
+        optimizer: its groups are read, and not written to.
+        total_steps: length of the cycle.
+        options: the other arguments of `OneCycleLR`.
+
+    Raises:
+        ValueError: an option is out of range, or a phase has no length.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, options: dict[str, Any]) -> None:
+        self.total_steps = total_steps
+        self.num_groups = len(optimizer.param_groups)
+        self._options = options
+        kept = [k for k in ("betas", "momentum") if k in optimizer.defaults]
+        self._momentum_key = kept[0] if options["cycle_momentum"] else None
+        stand_in = Optimizer(
+            [  # the rate may be a tensor
+                {"params": [torch.zeros(1)], "lr": float(g["lr"]), **{k: g[k] for k in kept}}
+                for g in optimizer.param_groups
+            ],
+            dict(optimizer.defaults),
+        )
+        try:
+            OneCycleLR(stand_in, total_steps=total_steps, **options)
+        except ZeroDivisionError:
+            raise ValueError(
+                f"pct_start x total_steps = {options['pct_start']} x {total_steps} leaves a phase "
+                "of zero length: change pct_start or train for more iterations"
+            ) from None
+        self._groups = stand_in.param_groups
+        # Last step of each phase, and where the rate and the momentum go from and to.
+        peak, last = options["pct_start"] * total_steps - 1, total_steps - 1
+        self._phases = [(peak, ("initial_lr", "max_lr"), _DOWN)]
+        if options["three_phase"]:
+            self._phases.append((2 * peak, ("max_lr", "initial_lr"), _UP))
+            self._phases.append((last, ("initial_lr", "min_lr"), _LEVEL))
+        else:
+            self._phases.append((last, ("max_lr", "min_lr"), _UP))
+
+    def at(self, step: int) -> list[dict[str, Any]]:
+        """For each group, ``lr`` and, where it is cycled, ``momentum`` or ``betas``."""
+        begin = 0.0
+        for phase in self._phases:
+            if step <= phase[0]:
+                break
+            begin = phase[0]
+        end, rate, momentum = phase
+        share = (step - begin) / (end - begin)  # of the phase that is done
+        values = [{"lr": self._anneal(group, rate, share)} for group in self._groups]
+        if self._momentum_key is not None:
+            for value, group in zip(values, self._groups, strict=True):
+                beta = self._anneal(group, momentum, share)
+                is_adam = self._momentum_key == "betas"
+                value[self._momentum_key] = (beta, *group["betas"][1:]) if is_adam else beta
+        return values
+
+    def _anneal(self, group: dict[str, Any], keys: tuple[str, str], share: float) -> Any:
+        start, end = group[keys[0]], group[keys[1]]
+        if self._options["anneal_strategy"] == "linear":
+            return (end - start) * share + start
+        return end + (start - end) / 2.0 * (math.cos(math.pi * share) + 1)

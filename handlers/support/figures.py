@@ -1,0 +1,208 @@
+"""Every picture that the library draws, and the only file that knows matplotlib.
+
+matplotlib is imported when a figure is made: it takes 0.4 s, which only the end of a run needs.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultimus_ignite.handlers.support.files import replace_file
+from ultimus_ignite.handlers.support.history_csv import BEGINNING, END, Row
+from ultimus_ignite.handlers.support.lr_curve import LRCurve, write_lr_curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPLITS = {"train": "Training", "test": "Test", "val": "Validation"}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, which draws itself without a screen."""
+    # Never pyplot, whose figures are global.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG.
+
+    Raises:
+        OSError: it could not be written; an old picture stands.
+    """
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    replace_file(path, png.getvalue())
+
+
+def pixels(figure: "Figure") -> NDArray[np.uint8]:
+    """The drawn figure, uint8 (H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+
+
+def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str = "") -> "Figure":
+    """Loss and accuracy over the epochs, what else was measured, and the learning rate below.
+
+    Args:
+        rows: one dict an epoch, as in ``history.csv``.
+        rates: learning rate of every iteration; each epoch's first is drawn when left out.
+        title: stands above the panels.
+
+    Example:
+        >>> row = dict(epoch=1, iteration=3, lr=0.1, train_loss=1.0, train_accuracy=0.5,
+        ...            test_loss=None, test_accuracy=None, seconds=1.0)
+        >>> [axes.get_title(loc="left") for axes in draw_curves([row]).axes][:2]
+        ['Training loss', 'Test loss']
+    """
+    panels = _panels(rows)
+    height = math.ceil(len(panels) / 2)  # in rows of two
+    figure = new_figure(9, 2 + 3 * height)
+    figure.suptitle(title)
+    grid = figure.add_gridspec(height + 1, 2, height_ratios=(*[1] * height, 0.6))
+    epochs = _numbers(rows, "epoch")
+    for index, (column, name) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[divmod(index, 2)])
+        axes.set_title(name, loc="left")
+        _draw_panel(axes, epochs, _numbers(rows, column), is_accuracy=column.endswith("accuracy"))
+    axes = figure.add_subplot(grid[height, :])
+    if rates:
+        _draw_rates(axes, rates)
+    else:
+        _draw_rates(axes, _numbers(rows, "lr"), "epoch")
+    return figure
+
+
+def draw_schedule(rates: Sequence[float], momenta: Sequence[float]) -> "Figure":
+    """The learning rate and the momentum of every iteration.
+
+    Example:
+        >>> [axes.get_title(loc="left") for axes in draw_schedule([0.1, 0.2], [0.9, 0.9]).axes]
+        ['Learning rate', 'Momentum']
+    """
+    figure = new_figure(9, 3)
+    left, right = figure.subplots(1, 2)
+    _draw_rates(left, rates)
+    right.set_title("Momentum", loc="left")
+    right.plot(range(1, len(momenta) + 1), momenta)
+    right.set_xlabel("iteration")
+    right.grid(alpha=0.3)
+    return figure
+
+
+def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
+    """The losses over the rate, with a line at each rule's rate and where the loss diverged.
+
+    Args:
+        curves: one a repeat.
+        title: stands above the picture.
+    """
+    figure = new_figure(9, 5)
+    axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    for curve in curves:
+        axes.plot(curve.rates, curve.losses, color="0.7", linewidth=0.8)
+        axes.plot(curve.rates, curve.smoothed, color="black")
+    marks = [{**curve.suggestions(), "diverged": curve.diverged_at} for curve in curves]
+    for number, name in enumerate(marks[0]):
+        rates = [mark[name] for mark in marks]
+        axes.plot([], [], color=f"C{number}", label=f"{name}: {format_rates(rates)}")
+        for rate in rates:
+            if rate is not None:
+                axes.axvline(rate, color=f"C{number}")
+    low = min(min(curve.losses) for curve in curves)
+    high = max(max(curve.smoothed[: curve.lowest + 1]) for curve in curves)
+    if low < high:  # half the height for the way down, which an explosion would flatten
+        axes.set_ylim(low, 2 * high - low)
+    axes.legend()
+    return figure
+
+
+def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str = "") -> None:
+    """Write ``lr_finder.png`` and ``lr_finder.csv``.
+
+    Args:
+        curves: one a repeat.
+        folder: made where it is missing.
+        title: stands above the picture.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder = Path(folder)
+    save_figure(draw_lr_curves(curves, title=title), folder / "lr_finder.png")
+    write_lr_curves(curves, folder / "lr_finder.csv")
+
+
+def format_rates(rates: Iterable[float | None]) -> str:
+    """The rates that several repeats gave, as text.
+
+    Example:
+        >>> format_rates([0.02, None, 0.01]), format_rates([0.02]), format_rates([None])
+        ('0.01 to 0.02', '0.02', 'none')
+    """
+    found = [rate for rate in rates if rate is not None]
+    if not found:
+        return "none"
+    low, high = f"{min(found):.4g}", f"{max(found):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns to draw, with their titles."""
+    evaluated = "val" if rows and "val_loss" in rows[0] else "test"
+    usual = {
+        f"{split}_{measure}": f"{SPLITS[split]} {measure}"
+        for measure in ("loss", "accuracy")
+        for split in ("train", evaluated)
+    }
+    known = {*usual, *BEGINNING, *END}
+    others = dict.fromkeys(column for row in rows for column in row if column not in known)
+    if not others:
+        return usual
+    measured = [c for c in usual if any(row.get(c) is not None for row in rows)]
+    return {c: usual[c] for c in measured} | {c: c.replace("_", " ") for c in others}
+
+
+def _draw_panel(
+    axes: "Axes", epochs: Sequence[float], values: Sequence[float], *, is_accuracy: bool
+) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    measured = [value for value in values if not math.isnan(value)]
+    if measured:
+        is_share = is_accuracy and 0 <= min(measured) <= max(measured) <= 1
+        axes.plot(epochs, values, marker=".")
+        axes.set_title(f"{measured[-1]:.2%}" if is_share else f"{measured[-1]:.4f}", loc="right")
+        if is_share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+
+
+def _draw_rates(axes: "Axes", rates: Sequence[float], unit: str = "iteration") -> None:
+    axes.set_title("Learning rate", loc="left")
+    axes.plot(range(1, len(rates) + 1), rates, marker="." if unit == "epoch" else "")
+    axes.set_xlabel(unit)
+    axes.grid(alpha=0.3)
+
+
+def _numbers(rows: Sequence[Row], column: str) -> list[float]:
+    values = (row.get(column) for row in rows)
+    return [math.nan if value is None else value for value in values]

@@ -1,0 +1,57 @@
+"""``history.csv``: a row an epoch, a column a number."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ultimus_ignite.handlers.support.files import replace_file
+
+Row = dict[str, float | None]
+BEGINNING, END = ("epoch", "iteration", "lr"), ("seconds",)  # all other columns are results
+_NUMBER = {"epoch": int, "iteration": int}  # the others are floats
+
+
+def columns(*splits: str) -> tuple[str, ...]:
+    """The columns of ``history.csv``; other numbers, under their own names, come after them.
+
+    Args:
+        splits: prefixes of the columns of loss and accuracy.
+
+    Example:
+        >>> ",".join(columns("train"))
+        'epoch,iteration,lr,train_loss,train_accuracy,seconds'
+    """
+    results = (f"{split}_{measure}" for split in splits for measure in ("loss", "accuracy"))
+    return (*BEGINNING, *results, *END)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Replace the file by these rows.
+
+    Raises:
+        OSError: it could not be written; the old rows stand.
+    """
+    header = dict.fromkeys(column for row in rows for column in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)  # floats are written with repr, None as an empty field
+    replace_file(path, text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a ``history.csv``.
+
+    Raises:
+        ValueError: the file is not a history.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {*BEGINNING, *END} <= set(reader.fieldnames or ()):
+            header = ",".join(columns("train", "test"))
+            raise ValueError(f"{path} is not a history: its first line should be {header}")
+        return [
+            {key: _NUMBER.get(key, float)(value) if value else None for key, value in row.items()}
+            for row in reader
+        ]

@@ -1,0 +1,122 @@
+"""What the subcommands share: their flags, and how a command line becomes a recipe."""
+
+import argparse
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ultimus_ignite.errors import ExitCode, UserError
+from ultimus_ignite.recipe import RECIPES, Recipe, RecipeName
+from ultimus_ignite.run_directory import RunDirectory
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of every subcommand."""
+
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments(Arguments):
+    """The flags of a subcommand that works with a recipe: every field of it is one."""
+
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "classic"
+    """Named recipe that the other flags start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(RecipeArguments):
+    """The flags of a run."""
+
+    out: Path | None = None
+    """Folder of the run; runs/RECIPE when left out."""
+    resume: Flag = False
+    """Continue the run in --out; begin one if there is none."""
+    extend_epochs: Flag = False
+    """Allow --resume with other --epochs than the run was begun with."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where the run lives."""
+        return RunDirectory(self.out or Path("runs") / self.recipe_name)
+
+
+AnyArguments = TypeVar("AnyArguments", bound=Arguments)
+AnyRecipeArguments = TypeVar("AnyRecipeArguments", bound=RecipeArguments)
+
+
+def parse(
+    arguments: type[AnyArguments],
+    prog: str,
+    argv: Sequence[str],
+    default: Any = None,
+) -> AnyArguments:
+    """Read flags by tyro, whose complaint becomes one line.
+
+    Args:
+        arguments: the dataclass of the flags; its docstring is the help text.
+        prog: the command's name.
+        argv: what was typed after it.
+        default: the values of flags that were not typed.
+
+    Raises:
+        UserError: an argument is unknown, missing or malformed.
+    """
+    complaint = io.StringIO()
+    description = f"{arguments.__doc__}\n\n{ExitCode.table()}"
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed: AnyArguments = tyro.cli(
+                arguments, prog=prog, description=description, args=list(argv), default=default
+            )
+        return parsed
+    except SystemExit as end:
+        if end.code != ExitCode.BAD_INPUT:
+            raise
+    raise UserError(_without_frame(complaint.getvalue()))
+
+
+def parse_recipe(
+    arguments: type[AnyRecipeArguments], prog: str, argv: Sequence[str], **changes: Any
+) -> AnyRecipeArguments:
+    """Read flags that start from the recipe that ``--recipe`` names.
+
+    Args:
+        arguments: as in `parse`.
+        prog: as in `parse`.
+        argv: as in `parse`.
+        changes: fields of the recipe whose default is another one here.
+
+    Raises:
+        UserError: an argument is unknown, missing or malformed.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="classic", nargs="?")
+    name = parser.parse_known_args([*argv])[0].recipe
+    recipe = replace(RECIPES.get(name, Recipe()), **changes)  # tyro rejects an unknown name
+    return parse(arguments, prog, argv, default=arguments(recipe=recipe))
+
+
+def _without_frame(text: str) -> str:
+    """The sections of a message that tyro draws in a box, in one line and without the title.
+
+    Example:
+        >>> _without_frame(" Wrong \\n -------- \\n 3 is odd \\n -------- \\n See --help ")
+        '3 is odd; See --help'
+    """
+    _, *rows = text.splitlines()
+    # U+2500 to U+257F are Unicode's box drawings. Without them, a rule is a row of dashes.
+    inside = "\n".join(re.sub("[\u2500-\u257f]", "", row).strip() for row in rows)
+    sections = re.split("^-*$", inside, flags=re.MULTILINE)
+    return "; ".join(" ".join(section.split()) for section in sections if section.strip())

@@ -1,0 +1,39 @@
+"""How a command ends: the exit codes, and the errors that are the user's to mend."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What scripts may rely on."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> "ExitCode":
+        """A code with its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    INTERNAL = 1, "internal error, or a full disk"
+    BAD_INPUT = 2, "bad flag, data or path, or too little memory"
+    CHECKPOINT_REFUSED = 3, "checkpoint refused"
+    NON_FINITE = 4, "non-finite loss"
+    INTERRUPTED = 130, "SIGINT"  # 128 + 2
+    TERMINATED = 143, "SIGTERM"  # 128 + 15
+
+    @classmethod
+    def table(cls) -> str:
+        """All of them in a sentence, for ``--help``."""
+        return "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in cls) + "."
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message says what is wrong and what to do.
+
+    A command prints an error that has an ``exit_code`` as one line, and exits with that code. The
+    handlers' errors have one too. Any other exception is a bug and is shown with its traceback.
+    """
+
+    exit_code: int = ExitCode.BAD_INPUT
