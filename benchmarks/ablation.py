@@ -7,7 +7,7 @@ training images; the held-out tenth judges, the test set decides nothing. Mean a
 held-out images in percent and, with its 95 % interval (Student's t), the mean difference to the
 whole recipe from the same seed; parameters, multiply-adds an image and seconds a run.
 
-Results: docs/models.md.
+Results: docs/experiments.md.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Claim: the range test finds the seed's rate, and alone among its kind leaves nothing behind.
+"""Claim: the range test finds the notebook's rate, and alone among its kind leaves no trace.
 
     pip install -e '.[benchmarks]'
     python benchmarks/lr_finder.py --data folder:DIR
 
-Ignite's `FastaiLRFinder`, torch-lr-finder and `LRFinder` make the test that gave the seed its
+Ignite's `FastaiLRFinder`, torch-lr-finder and `LRFinder` make the test that gave the notebook its
 0.0186: 0.004 to 0.04 in 100 iterations of the classic recipe, with the same weights and batches.
 The minimum is that of each one's own smoothed losses, the steepest rate what it suggests itself.
 "Rates as used": each rate that stands beside a loss is the one the optimizer had in that step.

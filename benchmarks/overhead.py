@@ -5,10 +5,10 @@
 
 Microseconds an iteration on one thread. Every contestant trains the same linear layer on the same
 8 samples in memory, shows loss and accuracy in a bar, moves a one-cycle rate every iteration and,
-the seed's loop apart, saves a checkpoint every epoch. The bars are drawn, to a terminal that shows
-nothing. "Over bare" is what is left after the step itself.
+the notebook's loop apart, saves a checkpoint every epoch. The bars are drawn, to a terminal that
+shows nothing. "Over bare" is what is left after the step itself.
 
-Median of interleaved rounds. Hardware, versions and results: README, "Measured".
+Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def bare_torch(task: Task) -> None:
             task.step(batch)
 
 
-def seed_loop(task: Task) -> None:
+def notebook_loop(task: Task) -> None:
     schedule = task.torch_schedule(task.optimizer)
     for _ in range(task.epochs):
         correct = processed = 0
@@ -190,7 +190,7 @@ def ultimus(task: Task) -> None:
 
 CONTESTANTS = {
     "bare torch": bare_torch,
-    "seed's loop": seed_loop,
+    "notebook's loop": notebook_loop,
     "Ignite, no handler": ignite_bare,
     "Ignite, its own handlers": ignite_stock,
     "Lightning": lightning,

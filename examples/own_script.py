@@ -2,8 +2,8 @@
 
 python examples/own_script.py
 
-Stop it with Ctrl-C, or kill it, and start it again: it goes on where it was, on the batches that it
-would have seen.
+Stop it with Ctrl-C or kill it, then start it again: it continues where it was, with the batches of
+a run without a break.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The seed's log: a line with the rate, a bar over the batches, a line for the test set."""
+"""The log of the original notebook: the rate, a bar over the batches, a line per evaluation."""
 
 import math
 from collections import OrderedDict
@@ -19,25 +19,25 @@ from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_i
 
 
 class BatchLogger(Attachable, Serializable):
-    """Logs training batch by batch, in the seed's words::
+    """Logs training batch by batch, in the format of the original notebook::
 
         EPOCH: 1 (LR: 1.856635533445111e-05)
         Batch_id=97 Loss=2.62711 Accuracy=15.57%: 100%|██████████| 98/98 [00:20<00:00,  4.84it/s]
 
         Test set: Average loss: 2.0312, Accuracy: 2345/10000 (23.45%)
 
-    Loss and accuracy are means over the samples of the epoch so far; other numbers of the output
-    and other scalar metrics follow under their own names. The outputs stay on the device until the
-    bar is drawn, so that no iteration waits for the device. In a terminal or a notebook there is
-    one bar; elsewhere the bar's text is a plain line, every 30 s and at the end of each epoch. Only
-    rank 0 writes. A reader that goes away (``| head``) does not end the run.
+    Loss and accuracy are means over the epoch's samples so far. Other numbers in the output, and
+    other scalar metrics, follow under their own names. Outputs stay on the device until the bar is
+    drawn, so no iteration waits for the device. A terminal or a notebook shows one bar; elsewhere,
+    the bar's text is printed as a line, every 30 s and after each epoch. Only rank 0 writes. A
+    reader that exits (``| head``) does not end the run.
 
     =======================  ==============
     Event                    Method
     =======================  ==============
     ``STARTED``              `open`
     ``EPOCH_STARTED``        `begin_epoch`
-    ``ITERATION_STARTED``    `note_rate`, of an epoch's first
+    ``ITERATION_STARTED``    `note_rate`, once per epoch
     ``ITERATION_COMPLETED``  `update`
     ``EPOCH_COMPLETED``      `close_epoch`
     ``INTERRUPT``            `close`
@@ -46,17 +46,14 @@ class BatchLogger(Attachable, Serializable):
     evaluator's ``COMPLETED``  `report`
     =======================  ==============
 
-    Attached to an evaluator alone, it shows a bar over the evaluation.
-
     Args:
-        optimizer: where the epoch's rate is read from; the first line leaves it out when None.
-        file: stream to write to; the standard output when None.
-        log_path: file to which the plain lines are also appended.
-        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `OutputReader`.
+        optimizer: its rate is printed with each epoch; None: no rate.
+        file: stream to write to; None: standard output.
+        log_path: file to append the plain lines to.
+        output_transform: turns ``engine.state.output`` into a loss or mapping, see `OutputReader`.
 
     Raises:
-        TypeError: at the first iteration: there is no number in the step's output.
+        TypeError: at the first iteration: the step's output holds no number.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: {"loss": 2.0, "correct": 1, "count": 4})
@@ -66,9 +63,6 @@ class BatchLogger(Attachable, Serializable):
         Batch_id=2 Loss=2.00000 Accuracy=25.00%: 100%|██████████| 3/3 [00:00<00:00, ...it/s]
     """
 
-    _means: Means
-    _batches: int
-    _epoch: int | None  # whose batches these are
     _state_dict_all_req_keys = ("epoch", "rate", "batches", "means")
 
     def __init__(
@@ -81,14 +75,18 @@ class BatchLogger(Attachable, Serializable):
     ) -> None:
         super().__init__()
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
-            kind = type(optimizer).__name__
-            raise TypeError(f"BatchLogger reads the rate of an optimizer, got {kind}")
+            raise TypeError(f"BatchLogger needs an optimizer, got {type(optimizer).__name__}")
         self.optimizer = optimizer
         self._read_output = OutputReader(self, output_transform)
         self._display = Display(file, None if log_path is None else Path(log_path))
         self._rate: str | None = None  # of the epoch's first iteration
         self._epoch_is_open = False
         self._reset()
+
+    def _reset(self) -> None:
+        self._means = Means(self)
+        self._batches = 0
+        self._epoch: int | None = None  # of the sums in _means
 
     def attach(
         self,
@@ -97,12 +95,12 @@ class BatchLogger(Attachable, Serializable):
         *,
         dataset: str = "Test set",
     ) -> Self:
-        """Attach to a trainer and to the evaluators whose metrics are written.
+        """Attach to a trainer, and to the evaluators whose metrics are written.
 
         Args:
             engine: the trainer; or an evaluator, for a bar over its batches.
-            evaluator: one evaluator, or several by the names of what they measure.
-            dataset: what a single evaluator measures.
+            evaluator: one evaluator, or several by the names of their data sets.
+            dataset: the name of a single evaluator's data set.
         """
         if idist.get_rank() != 0:
             return self._attach(engine)
@@ -122,13 +120,13 @@ class BatchLogger(Attachable, Serializable):
         return self
 
     def open(self, engine: Engine) -> None:
-        """Forget the last run, unless this one goes on with it."""
-        self.close()  # an exception leaves a bar open
+        """Forget the last run, unless this run resumes it."""
+        self.close()  # an exception leaves the bar open
         if engine.state.iteration == 0:
             self._reset()
 
     def begin_epoch(self, engine: Engine) -> None:
-        """Close an epoch that was cut off before its end; wait for the rate of this one."""
+        """Close an epoch that was cut off; then wait for this epoch's rate."""
         if engine.state.epoch != self._epoch:
             if self._epoch is not None:
                 self.close_epoch()
@@ -142,35 +140,39 @@ class BatchLogger(Attachable, Serializable):
         self._rate = repr(float(self.optimizer.param_groups[0]["lr"]))
 
     def update(self, engine: Engine) -> None:
-        """Keep this iteration's output; read and draw when the last drawing is old enough."""
+        """Keep this iteration's output; redraw the bar if the interval has passed."""
         if not _is_of_an_evaluator(engine.state.output):
             self._means.add(*self._read_output(engine))
         if not self._epoch_is_open:
-            self._open_epoch(engine)
+            if self._means.iterations:
+                rate = "" if self._rate is None else f" (LR: {self._rate})"
+                self._display.line(f"EPOCH: {engine.state.epoch}{rate}")
+            self._display.start_bar(self._batches, engine.state.epoch_length)
+            self._epoch_is_open = True
         self._batches += 1
         if self._display.is_due():
             self._display.draw(self._batches, self._description())
 
     def close_epoch(self) -> None:
-        """Leave the bar as it stands at the end of the epoch."""
+        """Finish the bar at the end of an epoch."""
         self.close()
         self._reset()
 
     def close(self) -> None:
-        """End the bar; an epoch that is cut off keeps its sums, for a resumed run."""
+        """Finish the bar; keep the sums of an unfinished epoch for a resumed run."""
         if self._epoch_is_open:
             self._display.end_bar(self._batches, self._description())
             self._epoch_is_open = False
 
     def report(self, evaluator: Engine, dataset: str = "Test set") -> None:
-        """Write the dataset's line from the evaluator's scalar metrics."""
+        """Write a line with the evaluator's scalar metrics."""
         self.close()
         metrics = scalars(evaluator.state.metrics)
         count = metrics.pop("count", None)
         parts = []
         if "loss" in metrics:
             parts.append(f"Average loss: {metrics.pop('loss'):.4f}")
-        if metrics.get("accuracy", math.inf) <= 1:  # else it is no share
+        if metrics.get("accuracy", math.inf) <= 1:  # above 1 it is not a fraction
             accuracy = metrics.pop("accuracy")
             share = f"{accuracy:.2%}"
             if count is not None:
@@ -180,20 +182,16 @@ class BatchLogger(Attachable, Serializable):
         self._display.line(f"\n{dataset}: {', '.join(parts) or 'no scalar metric'}\n")
 
     def write(self, text: str) -> None:
-        """Write a line of one's own, to the same places."""
+        """Write a line of your own to the stream and the log file."""
         self._display.line(text)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""
-        return OrderedDict(
-            epoch=self._epoch,
-            rate=self._rate,
-            batches=self._batches,
-            means=self._means.state_dict(),
-        )
+        means = self._means.state_dict()
+        return OrderedDict(epoch=self._epoch, rate=self._rate, batches=self._batches, means=means)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with an epoch that was cut off."""
+        """Continue an unfinished epoch."""
         if "loss" in state_dict:  # written by version 0.1.0
             state_dict = _of_first_version(state_dict)
         super().load_state_dict(state_dict)
@@ -201,31 +199,19 @@ class BatchLogger(Attachable, Serializable):
         self._batches = state_dict["batches"]
         self._means = Means(self, state_dict["means"])
 
-    def _reset(self) -> None:
-        self._means = Means(self)
-        self._batches = 0
-        self._epoch = None
-
-    def _open_epoch(self, engine: Engine) -> None:
-        if self._means.iterations:
-            rate = "" if self._rate is None else f" (LR: {self._rate})"
-            self._display.line(f"EPOCH: {engine.state.epoch}{rate}")
-        self._display.start_bar(self._batches, engine.state.epoch_length)
-        self._epoch_is_open = True
-
     def _description(self) -> str:
         self._means.read()
         means = self._means.values()
         parts = [f"Batch_id={self._batches - 1}"]
         if "loss" in means:
             parts.append(f"Loss={means.pop('loss'):.5f}")
-        if means.get("accuracy", math.inf) <= 1:  # else it is no share
+        if means.get("accuracy", math.inf) <= 1:  # above 1 it is not a fraction
             parts.append(f"Accuracy={means.pop('accuracy'):.2%}")
         return " ".join([*parts, *(f"{name}={value:.5f}" for name, value in means.items())])
 
 
 def _is_of_an_evaluator(output: Any) -> bool:
-    """Whether it is predictions and labels, which metrics take: there is no number to show."""
+    """Whether the output is predictions and labels for metrics, with no number to show."""
     if isinstance(output, Mapping):
         output = tuple(output.get(name) for name in ("y_pred", "y"))
     return (
@@ -237,7 +223,7 @@ def _is_of_an_evaluator(output: Any) -> bool:
 
 
 def _of_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state that version 0.1.0 wrote, as this version writes it."""
+    """Convert a state that version 0.1.0 wrote."""
     samples, batches = state["samples"], state["batches"]
     hits = (0, 0, 0) if state["correct"] is None else (state["correct"], samples, batches)
     sums = {"loss": (state["loss"], samples)} if batches else {}

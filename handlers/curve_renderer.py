@@ -14,9 +14,9 @@ from ultimus_ignite.handlers.support.figures import draw_curves, pixels, save_fi
 
 
 class CurveRenderer(Attachable):
-    """Draws a `History` at the end of a run, also of one that is interrupted.
+    """Draws a `History` at the end of a run, also of one that is terminated.
 
-    A picture that cannot be drawn or written is a warning, never the end of a run.
+    If drawing or writing fails, it only warns. ``COMPLETED`` also follows ``terminate()``.
 
     =============  ==========================
     Event          Method
@@ -25,13 +25,11 @@ class CurveRenderer(Attachable):
     ``COMPLETED``  `render`
     =============  ==========================
 
-    ``COMPLETED`` also follows ``terminate()``.
-
     Args:
-        history: what is drawn.
+        history: its rows and rates are drawn.
         path: the PNG to write.
-        title: stands above the panels.
-        writer: a tensorboardX ``SummaryWriter`` that gets the same picture, under ``curves``.
+        title: text above the panels.
+        writer: a tensorboardX ``SummaryWriter`` that also gets the picture, as ``curves``.
 
     Example:
         >>> import tempfile, torch
@@ -58,18 +56,18 @@ class CurveRenderer(Attachable):
         """Attach to a trainer."""
         return self._attach(
             engine,
-            (Events.STARTED, self._go_last),  # after an evaluation at the end of the run
+            (Events.STARTED, self._go_last),  # to run after an evaluation at the run's end
             (Events.TERMINATE, self.render_without_completed),
             (Events.COMPLETED, self.render),
         )
 
     def render_without_completed(self, engine: Engine) -> None:
-        """Draw where ``terminate(skip_completed=True)`` ends the run."""
+        """Draw if ``terminate(skip_completed=True)`` ends the run."""
         if engine.should_terminate == "skip_completed":
             self.render()
 
     def render(self) -> None:
-        """Draw what the history holds, on rank 0."""
+        """Draw the history, on rank 0."""
         if idist.get_rank() != 0:
             return
         try:
@@ -78,5 +76,5 @@ class CurveRenderer(Attachable):
             if self.writer is not None:
                 epoch = len(self.history.rows)
                 self.writer.add_image("curves", pixels(figure), epoch, dataformats="HWC")
-        except Exception as error:  # whatever it is, the trained model is worth more
+        except Exception as error:  # the trained model is worth more than its picture
             warnings.warn(f"could not draw {self.path}: {error}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Ends training in good order when the machine, or its user, asks for it."""
+"""Ends training in good order when the machine or its user asks for it."""
 
 import os
 import signal
@@ -16,14 +16,13 @@ from ultimus_ignite.handlers.support.sparing_loader import SparingLoader
 
 
 class GracefulStop(Attachable):
-    """Turns a signal into ``terminate()`` at the next boundary.
+    """Turns a signal into ``terminate()`` at the end of the iteration.
 
-    The boundary is the end of the iteration, or, for an epoch's last iteration, the end of
-    ``EPOCH_COMPLETED``, so that an evaluation is finished and never lost. A `Checkpointer` then
-    saves on ``TERMINATE``. A second signal is handled as if this handler were not there: SIGINT
-    raises KeyboardInterrupt, SIGTERM ends the process. So is a signal outside a run of the engine,
-    also after one that ended in an exception. The workers of the engine's `DataLoader`, and of the
-    evaluators' that it is attached to, outlive the first signal, see `SparingLoader`.
+    For an epoch's last iteration that is the end of ``EPOCH_COMPLETED``, so that an evaluation is
+    always finished. A `Checkpointer` then saves on ``TERMINATE``. A second signal acts as if there
+    were no GracefulStop: SIGINT raises KeyboardInterrupt, SIGTERM ends the process. So does any
+    signal outside a run of the engine, also after an exception ended the run. The `DataLoader`
+    workers of the engine and its evaluators survive the first signal, see `SparingLoader`.
 
     =======================  =============
     Event                    Method
@@ -38,10 +37,10 @@ class GracefulStop(Attachable):
     =======================  =============
 
     Args:
-        signals: which signals to listen to.
+        signals: the signals to handle.
 
     Attributes:
-        received: the signal that ended the run, None where none came.
+        received: the signal that ended the run; None: there was none.
 
     Raises:
         ValueError: at ``STARTED``, outside the main thread: Python handles signals only there.
@@ -59,14 +58,13 @@ class GracefulStop(Attachable):
         super().__init__()
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
-        self._previous: dict[int, Any] = {}  # what handled a signal before this handler
-        self._process = 0  # in which it listens: a fork inherits the handler
-        self._spared: list[Engine] = []  # whose loader is a SparingLoader
+        self._previous: dict[int, Any] = {}  # each signal's handler before this one
+        self._spared: list[Engine] = []  # engines whose loader is now a SparingLoader
 
     def attach(
         self, engine: Engine, evaluator: Engine | Mapping[str, Engine] | None = None
     ) -> Self:
-        """Attach to a trainer, and to the evaluators it runs where their loaders have workers."""
+        """Attach to a trainer, and to its evaluators if their loaders have workers."""
         evaluators = evaluator if isinstance(evaluator, Mapping) else {"": evaluator}
         for each in filter(None, evaluators.values()):
             self._listen(each, (Events.STARTED, self.spare_workers))
@@ -74,7 +72,7 @@ class GracefulStop(Attachable):
         return self._attach(
             engine,
             *self._position.rows(),
-            # After what may end the epoch early, and after the evaluation of one.
+            # Run after handlers that end the epoch early, and after an epoch's evaluation.
             (Events.STARTED, self._go_last, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED),
             (Events.STARTED, self.open),
             (Events.ITERATION_COMPLETED, self.end_iteration),
@@ -85,22 +83,22 @@ class GracefulStop(Attachable):
         )
 
     def open(self, engine: Engine) -> None:
-        """Take the signals over."""
+        """Start to handle the signals."""
         self.received = None
         self.close()  # an exception skips COMPLETED
         self.listen()
         self.spare_workers(engine)
 
     def spare_workers(self, engine: Engine) -> None:
-        """Have the workers that this engine's loader starts outlive the first signal."""
+        """Let the workers of this engine's loader survive the first signal."""
         loader = engine.state.dataloader
         if isinstance(loader, DataLoader) and loader.num_workers and self._running() is not None:
             engine.state.dataloader = SparingLoader(loader, self.signals)
             self._spared.append(engine)
 
     def listen(self) -> None:
-        """Take the signals over, unless one has come already."""
-        self._process = os.getpid()
+        """Handle the signals, unless one has come already."""
+        self._process = os.getpid()  # a forked process inherits the handler
         for number in self.signals if self.received is None else ():
             try:
                 previous = signal.signal(number, self._note)
@@ -109,27 +107,27 @@ class GracefulStop(Attachable):
                     f"GracefulStop cannot listen here ({error}): run the engine in the main thread"
                 ) from None
             if previous != self._note:
-                self._previous[number] = previous or signal.SIG_DFL  # None: not set by Python
+                self._previous[number] = previous or signal.SIG_DFL  # None: set outside Python
 
     def pause(self, engine: Engine) -> None:
-        """Give the signals back until the run goes on."""
+        """Give the signals back until the run continues."""
         self.close()
         self._at_next(engine, Events.ITERATION_STARTED, lambda engine: self.listen())
 
     def end_iteration(self, engine: Engine) -> None:
-        """Stop in the middle of an epoch; its last iteration is left to `end_epoch`."""
+        """Stop in mid-epoch; `end_epoch` stops after the last iteration."""
         if self.received and not self._position.is_at_end:
             engine.terminate()
 
     def end_epoch(self, engine: Engine) -> None:
-        """Stop after an epoch, unless it was the last one."""
+        """Stop after an epoch, unless it is the last one."""
         if self.received and engine.state.epoch != engine.state.max_epochs:
             engine.terminate()
 
     def close(self) -> None:
-        """Give the signals and the loader back."""
+        """Give back the signals and the loaders."""
         for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._note:  # else somebody has taken it over since
+            if signal.getsignal(number) == self._note:  # else someone has replaced it
                 signal.signal(number, _of_a_running_stop(previous, number))
         while self._spared:
             state = self._spared.pop().state
@@ -138,19 +136,16 @@ class GracefulStop(Attachable):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._process != os.getpid() and get_worker_info() is not None:
-            signal.signal(number, signal.SIG_DFL)  # a worker, forked with this handler, passes over
+            signal.signal(number, signal.SIG_DFL)  # a forked worker ignores one signal
             return
-        is_first = (
-            self.received is None
-            and self._process == os.getpid()
-            and self._running(frame) is not None
-        )
-        self.close()  # the second one finds what was there before
+        is_ours = self._process == os.getpid() and self._running(frame) is not None
+        is_first = is_ours and self.received is None
+        self.close()  # a second signal then meets the previous handler
         previous = _of_a_running_stop(self._previous.pop(number, signal.SIG_DFL), number)
         if is_first:
             self.received = signal.Signals(number)
             if isinstance(getattr(previous, "__self__", None), GracefulStop):
-                previous(number, frame)  # of a run around this one, which is to end as well
+                previous(number, frame)  # the run around this one ends, too
         elif callable(previous):
             previous(number, frame)
         elif previous == signal.SIG_DFL:
@@ -159,9 +154,8 @@ class GracefulStop(Attachable):
 
 
 def _of_a_running_stop(handler: Any, number: int) -> Any:
-    """A signal's handler, or what stood before it where it is of a stop whose run is over."""
-    while isinstance(stop := getattr(handler, "__self__", None), GracefulStop):
-        if stop._running() is not None:
-            break
-        handler = stop._previous.get(number, signal.SIG_DFL)
+    """The handler, or the one before it if it belongs to a GracefulStop whose run is over."""
+    stop = getattr(handler, "__self__", None)
+    if isinstance(stop, GracefulStop) and stop._running() is None:
+        return _of_a_running_stop(stop._previous.get(number, signal.SIG_DFL), number)
     return handler

@@ -1,4 +1,4 @@
-"""The numbers of a run: one row an epoch, three values an iteration."""
+"""The numbers of a run: one row per epoch, rate and loss per iteration."""
 
 import time
 import warnings
@@ -18,18 +18,15 @@ from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.history_csv import Row, columns, write_csv
 from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_is, scalars
 
-SPLITS = ("test", "val")
-
 
 class History(Attachable, Serializable):
-    """Keeps what a run measured, and writes ``history.csv`` after each epoch.
+    """Collects the numbers of a run, and writes ``history.csv`` after each epoch.
 
-    Every number of the step's output has a column, ``train_loss`` for ``loss``, with its mean over
-    the epoch's samples; every scalar metric of an evaluator has one, ``test_loss`` for ``loss``.
-    Accuracies are fractions in [0, 1], ``lr`` is the rate of the epoch's first iteration,
-    ``seconds`` the epoch's wall time up to its row. An evaluation belongs to the epoch in which it
-    ends, also where the row is closed already. The outputs of an epoch's iterations stay on the
-    device, and are read in one transfer at its end.
+    Each number in the step's output has a column with its mean over the epoch's samples, such as
+    ``train_loss``; each scalar metric of an evaluator has one, such as ``test_loss``. Accuracies
+    are fractions in [0, 1], ``lr`` is the rate of the epoch's first iteration, and ``seconds`` the
+    epoch's wall time up to its row. An evaluation belongs to the epoch in which it ends, even if
+    the row is already written. Outputs stay on the device and are read in one transfer per epoch.
 
     =======================  ===========
     Event                    Method
@@ -45,21 +42,19 @@ class History(Attachable, Serializable):
 
     Args:
         optimizer: the rate is read from its first parameter group.
-        path: where to write the rows after each epoch; not written when left out.
-        evaluated: ``test`` or ``val``: what a single evaluator measures, and the prefix of its
-            columns.
-        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `OutputReader`.
+        path: CSV file to write after each epoch; None: no file.
+        evaluated: ``test`` or ``val``: the prefix of a single evaluator's columns.
+        output_transform: turns ``engine.state.output`` into a loss or mapping, see `OutputReader`.
 
     Raises:
         ValueError: ``evaluated`` is neither ``test`` nor ``val``.
-        TypeError: at the first iteration: there is no number in the step's output.
+        TypeError: at the first iteration: the step's output holds no number.
 
     Attributes:
-        rows: one dict an epoch, keyed by the columns of ``history.csv``; None where not measured.
-        rates: learning rate of every iteration.
-        losses: training loss of every iteration of the completed epochs; empty where the output
-            has several numbers and none is called ``loss``.
+        rows: one dict per epoch, keyed by the columns of ``history.csv``; None: not measured.
+        rates: learning rate of each iteration.
+        losses: training loss of each iteration of the completed epochs; empty if the output has
+            several numbers and none is called ``loss``.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -70,15 +65,6 @@ class History(Attachable, Serializable):
         (2, 0.25)
     """
 
-    rows: list[Row]
-    rates: list[float]
-    losses: list[float]
-    _epoch: int | None  # the one whose outputs are in _means
-    _means: Means
-    _epoch_losses: list[float]
-    _pending: Row  # metrics of this epoch's evaluations
-    _seconds: float  # spent in this epoch before the run was last resumed
-    _clock: float
     _state_dict_all_req_keys = ("rows", "rates", "losses", "unfinished", "seconds")
 
     def __init__(
@@ -91,10 +77,8 @@ class History(Attachable, Serializable):
     ) -> None:
         super().__init__()
         if not hasattr(optimizer, "param_groups"):
-            raise TypeError(
-                f"History reads the rate of an optimizer, got {type(optimizer).__name__}"
-            )
-        if evaluated not in SPLITS:
+            raise TypeError(f"History needs an optimizer, got {type(optimizer).__name__}")
+        if evaluated not in ("test", "val"):
             raise ValueError(f"evaluated must be test or val, got {evaluated!r}")
         self.optimizer = optimizer
         self.path = None if path is None else Path(path)
@@ -104,6 +88,21 @@ class History(Attachable, Serializable):
         self._own = "train"  # prefix of the columns of the step's output
         self._clear()
 
+    def _clear(self) -> None:
+        self.rows: list[Row] = []
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self._epoch: int | None = None  # of the outputs in _means
+        self._iteration, self._rate = 0, 0.0
+        self._clear_epoch()
+
+    def _clear_epoch(self) -> None:
+        self._means = Means(self)
+        self._epoch_losses: list[float] = []
+        self._pending: Row = {}  # metrics of this epoch's evaluations
+        self._seconds = 0.0  # spent in this epoch before the run was last resumed
+        self._clock = time.monotonic()
+
     def attach(
         self, engine: Engine, evaluator: Engine | Mapping[str, Engine] | None = None
     ) -> Self:
@@ -111,9 +110,8 @@ class History(Attachable, Serializable):
 
         Args:
             engine: the trainer.
-            evaluator: one evaluator, whose columns begin with ``evaluated``; or several by the
-                prefixes of their columns. Of one called ``train`` the columns are ``train_loss``
-                and so on; those of the step's output then begin with ``running``.
+            evaluator: one evaluator, whose columns begin with ``evaluated``; or several, by prefix.
+                With a prefix ``train``, the columns of the step's output begin with ``running``.
         """
         self._attach(
             engine,
@@ -134,40 +132,38 @@ class History(Attachable, Serializable):
         return self
 
     def reset(self, engine: Engine) -> None:
-        """Forget the last run, unless this one goes on with it."""
+        """Forget the last run, unless this run resumes it."""
         if engine.state.iteration == 0:
             self._clear()
 
     def start(self, engine: Engine) -> None:
-        """Start the epoch's clock; an epoch that was cut off before its end gets its row."""
+        """Start the epoch's clock; first write the row of an epoch that was cut off."""
         self._enter(engine.state.epoch)
         self._clock = time.monotonic()
 
     def note_rate(self) -> None:
-        """Note the rate that this iteration is about to use."""
+        """Note the rate that this iteration will use."""
         self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, engine: Engine) -> None:
-        """Keep this iteration's output, without reading it."""
+        """Keep this iteration's output on the device."""
         self._means.add(*self._read_output(engine))
         self.rates.append(self._rate)
         self._iteration = engine.state.iteration
 
     def note_metrics(self, evaluator: Engine, name: str) -> None:
-        """Keep the scalar metrics of the evaluator that has just run."""
-        trainer = self._running()
-        if trainer is not None:
+        """Keep the scalar metrics of an evaluator that has just run."""
+        if (trainer := self._running()) is not None:
             self._enter(trainer.state.epoch)
         if not self._epoch:
             return  # measured before the first epoch
-        metrics = scalars(evaluator.state.metrics)
-        metrics.pop("count", None)  # of samples: not a result
-        measured = {f"{name}_{metric}": value for metric, value in metrics.items()}
+        metrics = scalars(evaluator.state.metrics).items()
+        measured = {f"{name}_{k}": v for k, v in metrics if k != "count"}  # not a result
         if not self.rows or self.rows[-1]["epoch"] != self._epoch:
             self._pending.update(measured)
             return
         row = self.rows[-1]
-        if trainer is None:  # the same evaluator may now measure something else
+        if trainer is None:  # after the run, the evaluator may measure something else
             measured = {k: v for k, v in measured.items() if row.get(k) is None}
         row.update(measured)
         self._write()
@@ -179,12 +175,12 @@ class History(Attachable, Serializable):
             self._record()
 
     def record_rest(self, engine: Engine) -> None:
-        """A row for an epoch without an end, where the run has come to its own."""
+        """Close the row of an epoch without ``EPOCH_COMPLETED``, unless the run was cut off."""
         if not engine.should_terminate or engine.state.iteration == engine.state.max_iters:
             self.record(engine)
 
     def state_dict(self) -> OrderedDict[str, Any]:
-        """Everything measured so far, the unfinished epoch included, as plain numbers."""
+        """Everything measured so far, also in the unfinished epoch."""
         self._read()
         return OrderedDict(
             rows=[dict(row) for row in self.rows],
@@ -197,11 +193,11 @@ class History(Attachable, Serializable):
                 "losses": list(self._epoch_losses),
                 "metrics": dict(self._pending),
             },
-            seconds=self._elapsed(),
+            seconds=self._seconds + time.monotonic() - self._clock,
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a history where it was left."""
+        """Continue a saved history."""
         super().load_state_dict(state_dict)
         self._clear()
         self.rows = [dict(row) for row in state_dict["rows"]]
@@ -217,33 +213,15 @@ class History(Attachable, Serializable):
         else:  # written by version 0.1.0
             losses, correct, counts = unfinished.values()
             for loss, hits, count in zip(losses, correct or losses, counts, strict=True):
-                values = {"loss": loss} | ({"correct": hits} if correct else {})
-                self._means.add(values, count)
+                self._means.add({"loss": loss} | ({"correct": hits} if correct else {}), count)
 
     def _enter(self, epoch: int) -> None:
-        """Follow the trainer into an epoch; while a run is being resumed it stands one before."""
+        """Enter a later epoch; while a run resumes, the trainer still shows the epoch before."""
         if epoch > (self._epoch or 0):
             if self._means.iterations and self._epoch is not None:
                 self._record()
             self._pending = {}
             self._epoch = epoch
-
-    def _clear(self) -> None:
-        self.rows, self.rates, self.losses = [], [], []
-        self._epoch = None
-        self._iteration = 0
-        self._rate = 0.0
-        self._clear_epoch()
-        self._clock = time.monotonic()
-
-    def _clear_epoch(self) -> None:
-        self._means = Means(self)
-        self._epoch_losses = []
-        self._pending = {}
-        self._seconds = 0.0
-
-    def _elapsed(self) -> float:
-        return self._seconds + time.monotonic() - self._clock
 
     def _read(self) -> None:
         numbers = self._means.read()
@@ -256,9 +234,9 @@ class History(Attachable, Serializable):
         row: Row = dict.fromkeys(self._columns)
         row["epoch"], row["iteration"] = self._epoch, self._iteration
         row["lr"] = self.rates[-self._means.iterations]
+        row["seconds"] = self._seconds + time.monotonic() - self._clock
         row.update({f"{self._own}_{k}": v for k, v in self._means.values().items()})
         row.update(self._pending)
-        row["seconds"] = self._elapsed()
         self.rows.append(row)
         self._clear_epoch()
         self._write()
@@ -267,5 +245,5 @@ class History(Attachable, Serializable):
         if self.path is not None and idist.get_rank() == 0:
             try:
                 write_csv(self.rows, self.path)
-            except OSError as error:  # the rows are kept, the next epoch writes them all
+            except OSError as error:  # the next epoch writes all rows again
                 warnings.warn(f"{self.path} not written: {error.strerror}", stacklevel=2)

@@ -1,10 +1,10 @@
 """A learning-rate range test that leaves no trace."""
 
-import contextlib
 import copy
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 import ignite.distributed as idist
@@ -26,37 +26,35 @@ from ultimus_ignite.handlers.support.private_names import (
 
 
 class LRFinderError(ValueError):
-    """A range test cannot be made; the message says why and what to do."""
+    """A range test cannot run; the message says why and what to do."""
 
-    exit_code = 2  # of a command that ends in it
+    exit_code = 2  # of a command that ends with this error
 
 
 class LRFinder:
-    """Trains through rising rates, keeps the loss at each, and puts everything back.
+    """Trains with rising learning rates, keeps the loss at each, and restores everything.
 
-    It attaches to nothing: `run` calls the trainer's own step, without the trainer's handlers and
-    without the hooks that a handler may have put on the optimizer's step. Afterwards, also after an
-    error or Ctrl-C, all of this is bit for bit what it was:
+    It attaches to nothing: `run` calls the trainer's step without handlers or optimizer hooks.
+    Afterwards, also after an error or Ctrl-C, all of this is bit for bit as before:
 
-    - weights, buffers, gradients, train mode and other attributes of every submodule (which object
-      an attribute is; not what a list or a dict holds);
-    - the optimizer's state, groups and attributes, and the scaler; so it is with every other
-      optimizer that the step uses (a GAN's second), whose rates stay what they are;
+    - weights, buffers, gradients, train mode and other attributes of every submodule (each refers
+      to its old object; changes inside a list or a dict are not undone);
+    - the optimizer's state, groups and attributes, and the scaler; also any other optimizer that
+      the step uses (a GAN's second), whose rates the test does not change;
     - the random state of torch (CPU and accelerators), numpy, Python and the loader's generators;
-    - the trainer: the step gets a stand-in for it, with a copy of what the user keeps in ``state``.
+    - the trainer: its step gets a stand-in, with a copy of the user's values in ``state``.
 
-    What else a step changes (an average of the weights, a scheduler that it steps) is not put back.
-    The memory needed is that of a second copy of all this.
+    Anything else (a scheduler, an EMA) is not restored. The test needs memory for a second copy.
 
     Args:
-        model: all that the step trains; several models go into an `nn.ModuleList`.
-        optimizer: its groups keep the ratios of their rates; the highest gets the tested rate.
+        model: everything that the step trains; put several models into an `nn.ModuleList`.
+        optimizer: its group with the highest rate gets the tested rate, the others in proportion.
         start_lr: rate of the first step, above 0.
         end_lr: rate of the last step, above ``start_lr``.
         iterations: number of steps, at least 3.
         mode: ``"exponential"`` (equal ratios from step to step) or ``"linear"`` (equal steps).
-        scaler: the `GradScaler` that the step uses, where there is one.
-        output_transform: turns the step's output into a mapping with ``loss``, or the loss.
+        scaler: the `GradScaler` that the step uses, if any.
+        output_transform: turns the step's output into the loss, or into a mapping with ``loss``.
 
     Raises:
         LRFinderError: an argument is out of range, or the optimizer has nothing to train; from
@@ -72,7 +70,7 @@ class LRFinder:
         ...     optimizer.step()
         ...     return loss
         >>> curve = LRFinder(model, optimizer).run(Engine(update), [torch.ones(4, 1)])
-        >>> curve.diverged_at > 1.0  # where |1 - 2 lr| > 1 a step makes the error larger
+        >>> curve.diverged_at > 1.0  # if |1 - 2 lr| > 1, each step enlarges the error
         True
         >>> optimizer.param_groups[0]["lr"], model.weight.grad
         (0.1, None)
@@ -93,9 +91,7 @@ class LRFinder:
         output_transform: Callable[[Any], Any] = as_it_is,
     ) -> None:
         if not 0 < start_lr < end_lr < math.inf:
-            raise LRFinderError(
-                f"start_lr must lie above 0 and below end_lr, got {start_lr} and {end_lr}"
-            )
+            raise LRFinderError(f"0 < start_lr < end_lr must hold, got {start_lr} and {end_lr}")
         if iterations < 3:
             raise LRFinderError(f"iterations must be at least 3, got {iterations}")
         if mode not in ("exponential", "linear"):
@@ -110,62 +106,57 @@ class LRFinder:
         self._read_output = OutputReader(self, output_transform)
 
     def run(self, trainer: Engine, data: Iterable[Any]) -> LRCurve:
-        """Make the test, which ends early where the loss diverges.
+        """Run the test; it ends early if the loss diverges.
 
         Args:
-            trainer: whose step is run.
-            data: its batches; a loader that is shorter than the test begins again.
+            trainer: the engine whose step is called.
+            data: its batches; a loader shorter than the test starts again.
 
         Returns:
-            The loss of each step beside the rate that this step used.
+            The loss of each step, with the rate that this step used.
         """
         curve = LRCurve()
         with leaving_no_trace(self.model, self.optimizer, self.scaler, data):
             engine = _stand_in(trainer, epoch_length=len(self.rates))
-            if not self.model.training:  # a trainer may leave it to a handler to say so
+            if not self.model.training:  # the trainer may leave this to a handler
                 self.model.train()
-            step = process_function(trainer)
             for rate, batch in zip(self._rates_set(), _endless(data), strict=False):
                 engine.state.iteration += 1
                 engine.state.batch = batch
-                engine.state.output = step(engine, batch)
+                engine.state.output = process_function(trainer)(engine, batch)
                 loss = float(self._read_output.loss(self._read_output(engine)[0]))
-                # Ranks that did not stop together would wait for each other for ever.
+                # All ranks must stop at the same step, or one waits for the others for ever.
                 curve.add(rate, float(idist.all_reduce(loss)) / idist.get_world_size())
                 if curve.diverged_at is not None:
                     break
         if not curve.rates:
-            raise LRFinderError(
-                "the loss is not finite at the first step, before any rate was used: "
-                "look at the weights, the data and the loss function"
-            )
+            raise LRFinderError("the loss is not finite at the first step: check model, data, loss")
         return curve
 
     def _rates_set(self) -> Iterator[float]:
-        """Each rate in turn, once the optimizer has it."""
+        """Set each rate in the optimizer, then yield it."""
         groups = self.optimizer.param_groups
         before = [float(group["lr"]) for group in groups]
-        highest = max(before)
+        shares = [own / max(before) if max(before) else 1.0 for own in before]
         for rate in self.rates:
-            for group, own in zip(groups, before, strict=True):
-                scaled = rate * (own / highest) if highest else rate
-                if isinstance(group["lr"], Tensor):  # a compiled step looks at this very tensor
-                    group["lr"].fill_(scaled)
+            for group, share in zip(groups, shares, strict=True):
+                if isinstance(group["lr"], Tensor):  # a compiled step reads this tensor
+                    group["lr"].fill_(rate * share)
                 else:
-                    group["lr"] = scaled
+                    group["lr"] = rate * share
             yield rate
 
 
-@contextlib.contextmanager
+@contextmanager
 def leaving_no_trace(
     model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, data: Any
 ) -> Iterator[None]:
-    """Whatever happens inside: afterwards all that `LRFinder` lists is as it was.
+    """Restore everything that `LRFinder` lists, however the body ends.
 
-    The body works on copies; the originals are put back on exit. Only weights and buffers, which
-    others hold on to, are worked on themselves, and have their values copied back.
+    The body works on copies, and the originals are put back on exit. Weights and buffers stay the
+    same tensors, because other objects refer to them: only their values are copied back.
     """
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(range(torch.accelerator.device_count())))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the global one
@@ -175,23 +166,22 @@ def leaving_no_trace(
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 stack.callback(generator.set_state, generator.get_state())
 
-        known: set[Any] = set()  # parameters and optimizers that will be put back
+        known: set[Any] = set()  # parameters and optimizers that will be restored
         _lend_parameters(stack, [*_parameters(optimizer), *model.parameters()], known)
         for buffer in model.buffers():
             stack.callback(buffer.detach().copy_, buffer.detach().clone())
         for module in model.modules():
-            stack.callback(_put_back, vars(module), dict(vars(module)))
-            buffers = buffers_of(module)
-            stack.callback(_put_back, buffers, dict(buffers))
+            for live in (vars(module), buffers_of(module)):
+                stack.callback(_put_back, live, dict(live))
         if scaler is not None:
             _lend(stack, vars(scaler))
         _lend_optimizer(stack, optimizer, known)
 
         def lend_another(other: Optimizer, *_: Any) -> None:
-            """Before its first step here: what it holds is still as it was."""
+            """Before its first step in the test, the optimizer's state is still the original."""
             if other not in known:
                 for parameter in set(_parameters(other)) - known:
-                    parameter.grad, gradient = None, parameter.grad  # of this test, not before it
+                    parameter.grad, gradient = None, parameter.grad  # the test's gradient
                     _lend_parameters(stack, [parameter], known)
                     parameter.grad = gradient
                 _lend_optimizer(stack, other, known)
@@ -200,9 +190,7 @@ def leaving_no_trace(
         yield
 
 
-def _lend_parameters(
-    stack: contextlib.ExitStack, parameters: Iterable[Tensor], known: set[Any]
-) -> None:
+def _lend_parameters(stack: ExitStack, parameters: Iterable[Tensor], known: set[Any]) -> None:
     for parameter in parameters:
         if parameter not in known:
             known.add(parameter)
@@ -211,26 +199,24 @@ def _lend_parameters(
             parameter.grad = None if parameter.grad is None else parameter.grad.clone()
 
 
-def _lend_optimizer(stack: contextlib.ExitStack, optimizer: Optimizer, known: set[Any]) -> None:
+def _lend_optimizer(stack: ExitStack, optimizer: Optimizer, known: set[Any]) -> None:
     known.add(optimizer)
     stack.callback(_put_back, vars(optimizer), dict(vars(optimizer)))
     for group in optimizer.param_groups:
         _lend(stack, group, but=["params"])
     _lend(stack, optimizer.state)
-    drop_step_hooks(optimizer)  # a handler's; they come back with the optimizer's attributes
+    drop_step_hooks(optimizer)  # they return with the optimizer's attributes
 
 
-def _lend(
-    stack: contextlib.ExitStack, live: MutableMapping[Any, Any], but: Collection[str] = ()
-) -> None:
-    """Exchange the values of a dict for copies, until the stack unwinds."""
+def _lend(stack: ExitStack, live: MutableMapping[Any, Any], but: Collection[str] = ()) -> None:
+    """Replace the values of a dict by copies until the stack unwinds."""
     stack.callback(_put_back, live, dict(live))
     for key in live.keys() - but:
         live[key] = copy.deepcopy(live[key])
 
 
 def _put_back(live: MutableMapping[Any, Any], original: dict[Any, Any]) -> None:
-    live.update(original)  # before anything is deleted: at no moment is a key missing
+    live.update(original)  # before deleting, so that no key is ever missing
     for key in live.keys() - original.keys():
         del live[key]
 
@@ -240,26 +226,23 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _stand_in(trainer: Engine, epoch_length: int) -> Engine:
-    """The trainer at its first iteration, without its handlers, for its step to look at."""
+    """A copy of the trainer before its first iteration, without handlers, for its step."""
     engine = without_handlers(trainer)
-    own, memo = {*vars(State()), "reading"}, dict[int, Any]()  # of the handlers, see OutputReader
-    users = {k: _copy(v, memo) for k, v in vars(trainer.state).items() if k not in own}
+    own = {*vars(State()), "reading"}  # Ignite's names, and OutputReader's
+    users = {name: value for name, value in vars(trainer.state).items() if name not in own}
+    memo: dict[int, Any] = {}
+    for name, value in users.items():
+        with suppress(Exception):  # a lock or a file cannot be copied: it is shared
+            users[name] = copy.deepcopy(value, memo)
     engine.state = State(epoch=1, max_epochs=1, epoch_length=epoch_length, **users)
     return engine
 
 
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # a lock, a file: what cannot be copied is shared
-        return value
-
-
 def _endless(data: Iterable[Any]) -> Iterator[Any]:
-    """The batches, again and again."""
+    """The batches, repeated without end."""
     while True:
         batch = nothing = object()
         for batch in data:
             yield batch
         if batch is nothing:
-            raise LRFinderError("the data hold no batch, or cannot be gone through a second time")
+            raise LRFinderError("the data hold no batch, or cannot be iterated a second time")

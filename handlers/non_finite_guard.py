@@ -21,23 +21,20 @@ CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or its gradient became NaN or infinite, or the loss exploded; says where."""
+    """The loss or a gradient became NaN or infinite, or the loss exploded; names the iteration."""
 
-    exit_code = 4  # of a command that ends in it
+    exit_code = 4  # of a command that ends with this error
 
 
 class NonFiniteGuard(Attachable):
-    """Looks at the gradients just before the optimizer's step, and at the loss just after it.
+    """Checks the gradients just before the optimizer's step, and the loss just after it.
 
-    A flag on the device goes up with the first NaN or infinity and stays up. A fused optimizer
-    reads it there and skips the step by itself, so no iteration waits for the device: the flag is
-    read once a second and at the end of an epoch, and the run then stops with the weights as they
-    were before the bad step. For an optimizer that is not fused the flag is read at every step.
-    Under a `GradScaler`, which expects infinite gradients and skips them, only the loss counts.
-    Outside a run of the engine the optimizer steps as if there were no guard.
-
-    With ``max_loss_ratio`` the flag also goes up when 5 losses in a row are more than that many
-    times the median of the last 50, a median that is taken every fifth iteration.
+    The first NaN or infinity sets a flag on the device. A fused optimizer reads the flag there and
+    skips its steps from then on, so no iteration waits for the device. The host reads the flag once
+    a second and after each epoch, and ends the run with the weights from before the bad step. If an
+    optimizer is not fused, the host reads it at every step. With a `GradScaler`, which skips
+    infinite gradients itself, only the loss is checked. Outside the engine's run, no step is
+    guarded. For a `Checkpointer` that saves every n iterations, call `check` every n iterations.
 
     =======================  ===========
     Event                    Method
@@ -51,18 +48,17 @@ class NonFiniteGuard(Attachable):
     ``COMPLETED``            `close`
     =======================  ===========
 
-    A `Checkpointer` comes after it; where that saves every n iterations, call `check` then too.
-
     Args:
-        optimizer: whose step is guarded.
-        max_loss_ratio: how many times its running median the loss may be; no limit when None.
-        output_transform: turns ``engine.state.output`` into numbers: a loss, or a mapping, see
-            `OutputReader`. Where one is called ``loss`` it alone is looked at, else all are.
+        optimizer: its steps are guarded.
+        max_loss_ratio: 5 losses in a row above this ratio times the median of the last 50 also
+            set the flag; the median is computed every fifth iteration. None: no limit.
+        output_transform: turns ``engine.state.output`` into a loss or mapping, see `OutputReader`.
+            If a number is called ``loss``, only that is checked; else all numbers are.
 
     Raises:
-        ValueError: ``max_loss_ratio`` is not above 1, or the optimizer is none of torch's.
-        TypeError: at the first iteration: there is no number in the step's output.
-        NonFiniteError: from `check`, or from the optimizer's step where it is not fused.
+        ValueError: ``max_loss_ratio`` is not above 1, or ``optimizer`` is not a torch optimizer.
+        TypeError: at the first iteration: the step's output holds no number.
+        NonFiniteError: from `check`, or from the step of an optimizer that is not fused.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -93,7 +89,8 @@ class NonFiniteGuard(Attachable):
     ) -> None:
         super().__init__()
         if not isinstance(optimizer, Optimizer):
-            raise ValueError(f"{type(optimizer).__name__} is no torch.optim.Optimizer")
+            kind = type(optimizer).__name__
+            raise ValueError(f"NonFiniteGuard needs a torch.optim.Optimizer, got {kind}")
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, got {max_loss_ratio}")
         self.optimizer = optimizer
@@ -101,7 +98,6 @@ class NonFiniteGuard(Attachable):
         self._read_output = OutputReader(self, output_transform)
         self._hooks: list[RemovableHandle] = []  # on the optimizer's step, during a run
         self._rates: list[float] = []  # of the iterations since the last reading
-        self._first_unread = 1
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a trainer."""
@@ -117,72 +113,68 @@ class NonFiniteGuard(Attachable):
         )
 
     def reset(self, engine: Engine) -> None:
-        """Begin with the flag down, on the device where the parameters are now."""
+        """Clear the flag, on the device of the parameters."""
         self.close()  # an exception skips COMPLETED
-        groups = self.optimizer.param_groups
-        parameters = (parameter for group in groups for parameter in group["params"])
-        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        devices = [p.device for group in self.optimizer.param_groups for p in group["params"]]
+        device = devices[0] if devices else torch.device("cpu")
         self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
-        self._bad = torch.zeros((), device=device)  # iterations since then
+        self._bad = torch.zeros((), device=device)  # number of iterations since then
         self._one = torch.ones((), device=device)
-        self._alarm = (
-            None if self.max_loss_ratio is None else ExplosionAlarm(self.max_loss_ratio, device)
-        )
+        ratio = self.max_loss_ratio
+        self._alarm = None if ratio is None else ExplosionAlarm(ratio, device)
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
         self._next_check = time.monotonic() + CHECK_INTERVAL
         self._hook_on(engine)
 
     def pause(self, engine: Engine) -> None:
-        """Leave the optimizer alone until the run goes on."""
+        """Stop guarding the optimizer until the run continues."""
         self.close()
         self._at_next(engine, Events.ITERATION_STARTED, self._hook_on)
 
     def close(self) -> None:
-        """Take the hooks and the flag from the optimizer."""
+        """Remove the hooks and the flag from the optimizer."""
         while self._hooks:
             self._hooks.pop().remove()
         self._take_flag_back()
 
     def inspect_gradients(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> Any:
-        """Raise the flag if a gradient is not finite, and have the step skipped."""
-        if self._running() is None:  # the run ended in an exception, which has left its hooks
+        """Set the flag if a gradient is not finite, so that the step is not taken."""
+        if self._running() is None:  # the run ended in an exception and left its hooks
             self._take_flag_back()
-            # From the last hook after the step, as hooks cannot be removed while others follow.
+            # Remove them in the last hook after the step: torch is iterating over the hooks now.
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))
             return None
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf is not self._found:
-            return None  # a GradScaler is at work
+            return None  # a GradScaler checks the gradients
         closure = args[1] if len(args) > 1 else (kwargs or {}).get("closure")
         if closure is None:
             self._look_at_gradients()
             return None
 
-        def closed() -> Any:
-            loss = closure()  # makes the gradients
+        def checked_closure() -> Any:
+            loss = closure()  # computes the gradients
             self._look_at_gradients()
             return loss
 
-        return (args[0], closed), {}
+        return (args[0], checked_closure), {}
 
     def _look_at_gradients(self) -> None:
-        optimizer, are_fused = self.optimizer, True
+        optimizer = self.optimizer
         for group in optimizer.param_groups:
-            are_fused = are_fused and bool(group.get("fused"))
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if gradients:
+            if gradients := [p.grad for p in group["params"] if p.grad is not None]:
                 self._look_at(gradients)
+        are_fused = all(group.get("fused") for group in optimizer.param_groups)
         if are_fused and skips_by_flag(optimizer):
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._found  # type: ignore[attr-defined]
         elif self._found.item():
-            self._bad.add_(self._found)
-            self._rates.append(self._rate())
+            self._count_iteration()
             self.check()
 
     def inspect_loss(self, engine: Engine) -> None:
-        """Raise the flag if the loss is not finite; read it when the last reading is old enough."""
+        """Set the flag if the loss is not finite; read it if the interval has passed."""
         values, _ = self._read_output(engine)
         for loss in (values["loss"],) if "loss" in values else values.values():
             if isinstance(loss, Tensor):
@@ -192,13 +184,12 @@ class NonFiniteGuard(Attachable):
         if self._alarm is not None and values:
             loss = self._read_output.loss(values)
             self._found.logical_or_(self._alarm.hear(loss, engine.state.iteration))
-        self._bad.add_(self._found)
-        self._rates.append(self._rate())
+        self._count_iteration()
         if time.monotonic() >= self._next_check:
             self.check()
 
     def check(self) -> None:
-        """Read the flag, and end the run if it is up."""
+        """Read the flag; if it is set, end the run."""
         exploded = self._found if self._alarm is None else self._alarm.exploded
         bad, has_exploded = torch.stack([self._bad, exploded]).tolist()
         if bad:
@@ -227,20 +218,16 @@ class NonFiniteGuard(Attachable):
             del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
 
     def _look_at(self, tensors: list[Tensor]) -> None:
-        """Raise the flag if one of them holds NaN or infinity."""
+        """Set the flag if a tensor holds NaN or infinity."""
         try:
             raise_flag_if_non_finite(tensors, self._found, self._one)
-        except RuntimeError:  # of another kind, or on another device: one by one
+        except RuntimeError:  # sparse, complex, on another device: one by one
             for tensor in tensors:
-                is_bad = _dense(tensor).isfinite().all().logical_not()
+                if tensor.layout is torch.sparse_coo:
+                    tensor = tensor.coalesce().values()
+                is_bad = tensor.to_dense().isfinite().all().logical_not()
                 self._found.logical_or_(is_bad.to(self._found.device))
 
-    def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor holds, in a dense one."""
-    if tensor.layout is torch.strided:
-        return tensor
-    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.to_dense()
+    def _count_iteration(self) -> None:
+        self._bad.add_(self._found)
+        self._rates.append(float(self.optimizer.param_groups[0]["lr"]))

@@ -181,7 +181,7 @@ def test_epochs_that_are_over_cannot_be_taken_back(finished):
     shorter = dataclasses.replace(RECIPE, epochs=2)
     with (
         RunDirectory(finished).open(resume=True) as directory,
-        pytest.raises(RecipeError, match="more than the 3 that are done"),
+        pytest.raises(RecipeError, match="above the 3 already done"),
     ):
         module.run(shorter, directory, extend_epochs=True)
 

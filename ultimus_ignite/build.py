@@ -1,4 +1,4 @@
-"""From a recipe to what is trained: data on the device, model, optimizer, batches, engines."""
+"""Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ class Split(NamedTuple):
     """Images that a model is evaluated on."""
 
     name: str
-    """``test`` or ``val``, as in the columns of ``history.csv``."""
+    """``test`` or ``val``, the prefix of its columns in ``history.csv``."""
     title: str
-    """As in the log: ``Test set`` or ``Validation set``."""
+    """``Test set`` or ``Validation set``, its name in the log."""
     batches: EvaluationBatches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a recipe stands for, ready to be wired."""
+    """Everything that a run needs, built but not yet wired."""
 
     device: torch.device
     data: ImageData
@@ -44,11 +44,11 @@ class Parts:
     evaluator: Engine
     """Measures the model on ``evaluated`` after each epoch."""
     tester: Engine
-    """Measures it on ``test`` at the end of the run, if the epochs are judged by other images."""
+    """Measures the model on ``test`` at the end of the run, if training images are held out."""
     stream: TrainingStream
     test: Split
     evaluated: Split
-    """What judges the epochs: the held-out training images if there are any, else the test set."""
+    """The images that judge the epochs: held-out training images if any, else the test set."""
 
     @property
     def holds_out(self) -> bool:
@@ -57,7 +57,7 @@ class Parts:
 
 
 def build(recipe: Recipe) -> Parts:
-    """Load the data and make everything that a recipe names.
+    """Load the data and build everything that a recipe names.
 
     Raises:
         RecipeError: the device or the model does not exist.
@@ -75,7 +75,7 @@ def build(recipe: Recipe) -> Parts:
     data = load(recipe.data, recipe.data_dir)
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
-        model.compile()  # in place: the keys of its state stay plain
+        model.compile()  # in place: the keys of its state_dict stay plain
     optimizer = create_optimizer(model, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
@@ -111,7 +111,7 @@ def build(recipe: Recipe) -> Parts:
 
 
 def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
-    """The recipe's model, initialised from its seed alone.
+    """The recipe's model, with initial weights that depend only on the recipe's seed.
 
     Raises:
         RecipeError: there is no such model.
@@ -120,17 +120,16 @@ def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
         raise RecipeError(f"model must be one of {', '.join(MODELS)}, got {recipe.model!r}")
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "init", 0))
-        model = MODELS[recipe.model](num_classes=num_classes)
-    return model
+        return MODELS[recipe.model](num_classes=num_classes)
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
-    """AdamW in its fused form: one kernel a parameter group, and it skips a non-finite step.
+    """Fused AdamW: one kernel per parameter group, and non-finite steps are skipped.
 
-    Biases and norms do not decay: a norm's scale is what lets the weights before it shrink.
-    Without decay this is Adam.
+    Biases and norms do not decay: a norm's scale allows the weights before it to shrink. Without
+    decay this is Adam.
     """
-    by_decay = defaultdict(list)  # without decay a single group, which is a single kernel
+    by_decay = defaultdict(list)  # without decay there is one group, so one kernel
     for parameter in model.parameters():
         by_decay[weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     groups = [{"params": same, "weight_decay": decay} for decay, same in by_decay.items()]
@@ -140,13 +139,13 @@ def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimize
 def create_scheduler(
     recipe: Recipe, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> OneCycleScheduler:
-    """The recipe's one-cycle rate; as in the original notebook, Adam's momentum is not cycled.
+    """The recipe's one-cycle rate. As in the original notebook, Adam's momentum is not cycled.
 
     Raises:
         RecipeError: ``max_lr`` is still ``auto``.
     """
     if recipe.max_lr == "auto":
-        raise RecipeError("max_lr: auto is for train-cifar; ultimus find-lr shows what it finds")
+        raise RecipeError("max_lr: auto needs a training run; ultimus find-lr prints its rates")
     return OneCycleScheduler(
         optimizer,
         scaler=scaler,
@@ -162,9 +161,9 @@ def create_scheduler(
 def create_batches(
     recipe: Recipe, data: ImageData, device: torch.device
 ) -> tuple[TrainingStream, Split, Split]:
-    """Training batches, the test set, and what judges the epochs.
+    """Training batches, the test set, and the images that judge the epochs.
 
-    The images are moved to the device once, as uint8.
+    All images are moved to the device once, as uint8.
 
     Raises:
         DataError: there are too few images for ``val_fraction``.
@@ -191,10 +190,7 @@ def create_batches(
 
     def split(name: str, title: str, images: Tensor, labels: Tensor) -> Split:
         batches = EvaluationBatches(
-            images.to(device),
-            labels.to(device),
-            batch_size=recipe.batch_size,
-            normalize=normalize,
+            images.to(device), labels.to(device), batch_size=recipe.batch_size, normalize=normalize
         )
         return Split(name, title, batches)
 

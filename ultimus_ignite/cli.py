@@ -1,4 +1,4 @@
-"""The commands `train-cifar` and `ultimus`: which module does the work, and how it ends."""
+"""The commands `train-cifar` and `ultimus`: run a subcommand and exit with the right code."""
 
 import contextlib
 import gc
@@ -20,11 +20,11 @@ SUBCOMMANDS = {
     "train": "the same as train-cifar",
     "summary": "the layers of a recipe's model, their output shapes and parameters",
     "plot": "redraw the curves of a run from its history.csv",
-    "plot-schedule": "draw the learning rate of every iteration before anything is trained",
+    "plot-schedule": "draw the learning rate of every iteration, without training",
     "find-lr": "a range test: which learning rates suit a recipe",
     "doctor": "check data, device, folder and recipe in half a minute",
     "repeat": "train from several seeds: mean, deviation and 95 % interval of the accuracy",
-    "verify-resume": "kill a short run at random moments and show that it ends bit-identical",
+    "verify-resume": "kill and resume a short run, and show that its result is bit-identical",
 }
 
 
@@ -39,11 +39,7 @@ def ultimus() -> NoReturn:
 
 
 def choose(prog: str, argv: Sequence[str]) -> None:
-    """Hand the arguments to the subcommand that the first of them names.
-
-    Raises:
-        UserError: there is no such subcommand.
-    """
+    """Run the subcommand that the first argument names."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         rows = [f"  {name:16}{purpose}" for name, purpose in SUBCOMMANDS.items()]
@@ -55,19 +51,13 @@ def choose(prog: str, argv: Sequence[str]) -> None:
 
 
 def dispatch(prog: str, name: str, argv: Sequence[str]) -> None:
-    """Run one subcommand; only its own module is loaded."""
+    """Run one subcommand; no other subcommand's module is loaded."""
     module = importlib.import_module(f"ultimus_ignite.commands.{name.replace('-', '_')}")
     module.main(prog, argv)
 
 
 def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequence[str]) -> int:
-    """Run a command and turn how it ended into an exit code and at most one line.
-
-    Args:
-        command: called with its name and its arguments.
-        prog: its name in messages.
-        argv: its arguments; ``--debug`` among them asks for tracebacks.
-    """
+    """Run a command and return its exit code; an error is one line that begins with ``prog``."""
     prepare_process()
     try:
         command(prog, argv)
@@ -77,43 +67,44 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
         if isinstance(error, BrokenPipeError) and _reader_has_left():
             return ExitCode.INTERNAL
         if is_out_of_memory(error):
-            error = UserError(f"out of memory: lower --batch-size; what is saved stands ({error})")
+            error = UserError(f"out of memory: lower --batch-size; checkpoints are kept ({error})")
         code = getattr(error, "exit_code", None)
-        if code is None and not isinstance(error, OSError):  # a bug; a full disk is not
+        if code is None and not isinstance(error, OSError):  # a bug, and not a full disk
             raise
         with contextlib.suppress(OSError):
-            if "--debug" in argv and type(error) is not UserError:  # found by a command's own check
+            # A plain UserError comes from a command's own check, so its traceback says nothing.
+            if "--debug" in argv and type(error) is not UserError:
                 traceback.print_exception(error)
             print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return ExitCode.INTERNAL if code is None else int(code)
     finally:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
             sys.stdout.flush()
-        if _reader_has_left():  # or Python complains when it flushes once more at exit
+        if _reader_has_left():  # Python's own flush at exit would print an error
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return ExitCode.DONE
 
 
 def prepare_process() -> None:
-    """Settings of the whole process, which a command may change and a library may not."""
+    """Change settings of the whole process, which a library must not do."""
     keep_freed_memory()
-    # torch's modules are no garbage: searching them again and again takes a second of the start.
-    # Training makes few objects that need collecting.
+    # Garbage collection searches torch's modules again and again, which takes 1 s of the start.
+    # Training makes few objects that must be collected.
     gc.set_threshold(100_000)
-    # Before and after training, SIGTERM ends the process in as good an order as Ctrl-C does.
+    # Before and after training, SIGTERM ends the process as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     # Silence Ignite's log of the exception: we print our own line.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch could not allocate; on the CPU it has no exception of its own for that."""
+    """Whether torch could not allocate memory; on the CPU only the message tells."""
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _reader_has_left() -> bool:
-    """Whether the standard output is a pipe that nobody reads any more, as behind ``head``."""
+    """Whether standard output is a pipe whose reader has ended, such as ``head``."""
     try:
         descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or not a file

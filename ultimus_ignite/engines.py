@@ -19,7 +19,7 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def select_device(name: str | torch.device = "auto") -> torch.device:
-    """The device a name stands for; ``auto`` is cuda, then mps, then cpu.
+    """The device of that name; ``auto`` is the first available one of cuda, mps and cpu.
 
     Raises:
         ValueError: there is no such device.
@@ -57,20 +57,19 @@ def create_trainer(
         model: ``images -> logits (B, classes)``; moved to the device.
         optimizer: over the model's parameters.
         loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
-        device: where the batches are moved to, see `select_device`.
-        seed: seeds torch before each step from (seed, iteration), so that dropout and the like
-            are the same in a resumed run, and has cuDNN compute the same bits each time; neither
-            when None.
-        max_grad_norm: 2-norm that the gradients are scaled down to; never when None.
-        accumulation_steps: parts that a batch is split into, one after the other through the
-            model, to save memory; an iteration is one optimizer step whatever their number.
-        autocast_dtype: precision of the forward pass, see `torch.autocast`; no autocast when None.
+        device: the batches are moved to it, see `select_device`.
+        seed: seeds torch before each step from (seed, iteration), so that dropout draws the same in
+            a resumed run, and makes cuDNN deterministic; neither if None.
+        max_grad_norm: gradients above this 2-norm are scaled down to it; never if None.
+        accumulation_steps: number of parts that each batch is split into, to save memory; one
+            iteration is still one optimizer step.
+        autocast_dtype: precision of the forward pass, see `torch.autocast`; no autocast if None.
         scaler: keeps small float16 gradients from vanishing.
 
     Returns:
         An Engine whose output is ``{"loss", "correct", "count"}``: two 0-d tensors that stay on the
-        device, and the number of labels: one an image, or one a pixel. There is no ``correct``
-        where the labels are not those of a classifier, see `Judge`.
+        device, and the number of labels, one per image or per pixel. ``correct`` is left out if
+        the labels are not those of a classifier, see `Judge`.
 
     Raises:
         ValueError: there is no such device.
@@ -85,7 +84,7 @@ def create_trainer(
     device = select_device(device)
     model.to(device)
     judge = Judge()
-    in_training: list[nn.Module] = []  # modules that the first step found or set in training mode
+    in_training: list[nn.Module] = []  # modules in training mode at the first step
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     repeatable = nullcontext if seed is None or device.type != "cuda" else _deterministic_cudnn
 
@@ -93,7 +92,7 @@ def create_trainer(
         images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
         if seed is not None:
             _seed_torch(derive_seed(seed, "step", engine.state.iteration - 1), device)
-        if not model.training:  # an evaluation has left it so; at first the user, maybe
+        if not model.training:  # left so by an evaluator or, before the first step, by the user
             for module in in_training or model.train().modules():
                 module.training = True
         if not in_training:
@@ -120,7 +119,7 @@ def create_trainer(
 
 
 def _output(losses: list[Tensor], right: list[Tensor | None], count: int) -> dict[str, Any]:
-    """What `create_trainer` promises, from the parts of a batch."""
+    """The output of the trainer's step, from the parts of a batch."""
     output = {"loss": reduce(torch.add, losses), "count": count}
     known = [hits for hits in right if hits is not None]
     if len(known) == len(right):
@@ -137,14 +136,14 @@ def create_evaluator(
     autocast_dtype: torch.dtype | None = None,
     mirror: bool = False,
 ) -> Engine:
-    """An Engine that measures ``model`` in eval mode, and leaves it in the mode it was in.
+    """An Engine that measures ``model`` in eval mode and then restores each module's mode.
 
     Args:
         model: moved to the device.
         loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
         device: see `select_device`.
         autocast_dtype: precision of the forward pass; the metrics are computed in float32.
-        mirror: measure the mean of the logits of each image and its mirror image.
+        mirror: use the mean of the logits of each image and its mirror image.
 
     Returns:
         An Engine whose output is ``(logits, labels)`` and whose metrics are ``loss`` (mean over
@@ -174,13 +173,13 @@ def create_evaluator(
     judge = Judge()
 
     def as_right(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """For Ignite's Accuracy: whether each prediction is right, and that it should be."""
+        """For Ignite's Accuracy: whether each prediction is right, and ones to compare with."""
         right = judge(*output)
         if right is None:
             logits, labels = output
             raise ValueError(
                 f"create_evaluator measures classifiers, got {labels.dtype} labels "
-                f"{tuple(labels.shape)} for logits {tuple(logits.shape)}: write one of your own"
+                f"{tuple(labels.shape)} for logits {tuple(logits.shape)}: write your own evaluator"
             )
         return right, torch.ones_like(right)
 
@@ -192,7 +191,7 @@ def create_evaluator(
 
 
 class LabelCount(Metric):
-    """Number of labels evaluated, so that a log can say ``3257/10000``."""
+    """Number of evaluated labels, for log lines such as ``3257/10000``."""
 
     def reset(self) -> None:
         self._count = 0
@@ -206,7 +205,7 @@ class LabelCount(Metric):
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, then for every module the mode it was in: a frozen one may stand in another."""
+    """Eval mode; afterwards each module has its own mode again, so frozen ones stay frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -222,7 +221,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 
 @contextmanager
 def _deterministic_cudnn() -> Iterator[None]:
-    """Have cuDNN sum the gradients of a float32 convolution in the same order each time."""
+    """Make cuDNN sum the gradients of a float32 convolution in the same order each time."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -233,7 +232,7 @@ def _deterministic_cudnn() -> Iterator[None]:
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:
-    # Not torch.manual_seed: it visits every backend, 80 us a call where this is 1 us.
+    # torch.manual_seed visits every backend and takes 80 us per call; this takes 1 us.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -1,15 +1,14 @@
-"""How a command ends: the exit codes, and the errors that are the user's to mend."""
+"""The exit codes of the commands, and the base class of the errors that a user can fix."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What scripts may rely on."""
+    """The exit codes that scripts may rely on, each with its meaning."""
 
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> "ExitCode":
-        """A code with its meaning."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.meaning = meaning
@@ -25,15 +24,15 @@ class ExitCode(IntEnum):
 
     @classmethod
     def table(cls) -> str:
-        """All of them in a sentence, for ``--help``."""
+        """All exit codes in one sentence, for ``--help``."""
         return "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in cls) + "."
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message says what is wrong and what to do.
+    """A mistake that the user can fix; the message says what is wrong and what to do.
 
-    A command prints an error that has an ``exit_code`` as one line, and exits with that code. The
-    handlers' errors have one too. Any other exception is a bug and is shown with its traceback.
+    A command prints an error that has an ``exit_code`` as one line and exits with that code. The
+    handlers' errors have one, too. Any other exception is a bug and is shown with its traceback.
     """
 
     exit_code: int = ExitCode.BAD_INPUT

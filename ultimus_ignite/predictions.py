@@ -4,23 +4,24 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Rule = Callable[[Tensor, Tensor], Tensor]
+Rule = Callable[[Tensor, Tensor], Tensor | None]
 
 
 class Judge:
-    """Says which predictions are right, where that can be said.
+    """Says which predictions are right, if the labels are those of a classifier.
 
     =======================================  =========================================
-    Labels                                   Prediction
+    Labels                                   The prediction is right if
     =======================================  =========================================
-    classes, int ``(B, ...)``                the highest of the logits ``(B, C, ...)``
-    shares of C > 1 classes, ``(B, C)``      the class with the highest logit, as the
-                                             label's is the one with the highest share
-    0 or 1 for each logit, any shape         whether the logit is positive
+    classes, int ``(B, ...)``                the label's class has the highest of the
+                                             logits ``(B, C, ...)``
+    shares of C > 1 classes, ``(B, C)``      the class with the highest share has the
+                                             highest logit
+    0 or 1 for each logit, any shape         the logit is positive exactly for label 1
     =======================================  =========================================
 
-    The rule is found on the first batch of a kind, which waits for the device. Of more than one
-    label an image, a negative one does not count, as in ``ignore_index=-100``.
+    The first batch of each kind waits for the device, to choose the rule. If an image has more than
+    one class label, negative ones do not count, as in ``ignore_index=-100``.
 
     Example:
         >>> import torch
@@ -34,43 +35,33 @@ class Judge:
     """
 
     def __init__(self) -> None:
-        self._rules: dict[tuple[object, ...], Rule | None] = {}
+        self._rules: dict[tuple[object, ...], Rule] = {}
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """bool, one for each label that counts; None for labels as those of a regression.
-
-        Args:
-            logits: ``(B, C, ...)``, or one a label.
-            labels: as above.
-        """
+        """One bool for each label that counts; None if the labels are not those of a classifier."""
         kind = (labels.dtype, labels.shape[1:], logits.shape[1:])
         if kind not in self._rules:
             self._rules[kind] = _rule(logits, labels)
-        rule = self._rules[kind]
-        return None if rule is None else rule(logits, labels)
+        return self._rules[kind](logits, labels)
 
 
-def _rule(logits: Tensor, labels: Tensor) -> Rule | None:
+def _rule(logits: Tensor, labels: Tensor) -> Rule:
     has_classes = logits.ndim > 1 and logits.shape[1] > 1
     if has_classes and not labels.is_floating_point():
         if logits.ndim == labels.ndim + 1:
-            return _class if labels.ndim == 1 else _class_of_each
+            if labels.ndim == 1:
+                return _class
+            return lambda logits, labels: _class(logits, labels)[labels >= 0]
         if labels.shape[1:] == (1,):
             return lambda logits, labels: _class(logits, labels.squeeze(1))
-    if has_classes and logits.shape == labels.shape and labels.ndim == 2 and _are_shares(labels):
-        return lambda logits, labels: _class(logits, labels.argmax(dim=1))
+    if has_classes and logits.shape == labels.shape and labels.ndim == 2:
+        sums = labels.sum(dim=1)
+        if bool((sums - 1).abs().max() < 1e-3):  # shares
+            return lambda logits, labels: _class(logits, labels.argmax(dim=1))
     if logits.numel() == labels.numel() and bool(((labels == 0) | (labels == 1)).all()):
         return lambda logits, labels: (logits.reshape(labels.shape) > 0) == (labels > 0.5)
-    return None
-
-
-def _are_shares(labels: Tensor) -> bool:
-    return bool((labels.sum(dim=1) - 1).abs().max() < 1e-3)
+    return lambda logits, labels: None
 
 
 def _class(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
-
-
-def _class_of_each(logits: Tensor, labels: Tensor) -> Tensor:
-    return _class(logits, labels)[labels >= 0]

@@ -1,4 +1,4 @@
-"""What it takes to repeat a run."""
+"""What is needed to repeat a run."""
 
 import importlib.metadata
 import platform
@@ -18,29 +18,23 @@ PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
     device = parts.device
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "recipe": asdict(recipe),
         "data": {"name": parts.data.name, "sha256": parts.data.sha256},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **versions},
         "git_revision": _git_revision(),
     }
 
 
 def _git_revision() -> str | None:
-    """Revision of this source tree, None where it is not a checkout."""
+    """Revision of this source tree; None if it is not a git checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    folder = Path(__file__).parent
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        output = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+    return output.strip()

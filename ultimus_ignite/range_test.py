@@ -9,7 +9,7 @@ from ultimus_ignite.run_directory import RunDirectory
 
 
 def range_test(parts: Parts, rates: RangeTest) -> LRCurve:
-    """Try rising rates on the batches that a run would see first, and leave no trace.
+    """Try rising rates on the first batches of a run, and leave no trace.
 
     Raises:
         LRFinderError: a rate is out of range, or the loss is not finite from the start.
@@ -19,12 +19,12 @@ def range_test(parts: Parts, rates: RangeTest) -> LRCurve:
 
 
 def choose_max_lr(recipe: Recipe, parts: Parts, directory: RunDirectory) -> Recipe:
-    """The recipe with a number for ``max_lr``: ``auto`` takes that of the minimum rule.
+    """The recipe with a number for ``max_lr``; for ``auto``, the range test's minimum rule.
 
-    A run that is resumed keeps the rate it was begun with.
+    A resumed run keeps the rate that it began with.
 
     Raises:
-        RecipeError: the loss has no minimum between the rates that are tried.
+        RecipeError: the loss has no minimum between the rates of the range test.
     """
     if recipe.max_lr != "auto":
         return recipe

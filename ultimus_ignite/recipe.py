@@ -1,13 +1,31 @@
-"""What a run is made of. Only the standard library: `--help` must not wait for torch."""
+"""What a run is made of. Only the standard library: `--help` must not load torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from ultimus_ignite.errors import UserError
 
 
 class RecipeError(UserError, ValueError):
-    """A field of a recipe is out of range; the message names it and says what is allowed."""
+    """A field of a recipe is out of range; the message names the field and its range."""
+
+
+# Fields that may also be None or "auto".
+_OPTIONAL = ("max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every")
+# Each row: fields, their range in words, and a check of the range.
+_RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
+    ("epochs batch_size accumulation_steps checkpoint_every", "be at least 1", lambda x: x >= 1),
+    ("max_lr div_factor final_div_factor max_grad_norm", "be positive", lambda x: 0 < x < inf),
+    ("weight_decay", "be at least 0", lambda x: 0 <= x < inf),
+    ("pct_start label_smoothing flip cutout grey", "lie in [0, 1]", lambda x: 0 <= x <= 1),
+    ("val_fraction", "lie in [0, 1)", lambda x: 0 <= x < 1),
+    ("max_loss_ratio", "be above 1", lambda x: x > 1),
+    ("cutout_size", "lie in [1, 32]", lambda x: 1 <= x <= 32),
+    ("crop_padding", "lie in [0, 31]", lambda x: 0 <= x <= 31),
+    ("seed", "be at least 0", lambda x: x >= 0),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,47 +45,47 @@ class Recipe:
     """
 
     model: str = "UltimusNet"
-    """Class in ultimus_ignite.modules."""
+    """Name of a class in ultimus_ignite.modules."""
     data: str = "auto"
-    """cifar10, cifar100, digits, folder:DIR, or auto: cifar10 if available, else digits."""
+    """cifar10, digits, folder:DIR, ... (a wrong name lists all); auto: cifar10, or else digits."""
     data_dir: str = "~/.cache/ultimus-ignite"
     """Folder for downloads and decoded images."""
     epochs: int = 24
     """Passes over the training images."""
     batch_size: int = 512
-    """Images an iteration; the epoch's last batch keeps what is left over."""
+    """Images per iteration; the last batch of an epoch may be smaller."""
     max_lr: float | Literal["auto"] = 0.018566355334451112
-    """Peak learning rate: 0.004 * 10 ** (66 / 99), the notebook's; auto: by a range test."""
+    """Peak learning rate: the notebook's 0.004 * 10 ** (66 / 99); auto: from a range test."""
     pct_start: float = 5 / 24
-    """Share of the iterations spent rising to max_lr: 5 of 24 epochs."""
+    """Share of the iterations in which the rate rises to max_lr: 5 of 24 epochs."""
     anneal_strategy: Literal["linear", "cos"] = "linear"
-    """Shape of the rise and the fall."""
+    """Shape of the rise and of the fall."""
     div_factor: float = 1000.0
-    """max_lr / div_factor is the first rate."""
+    """The first rate is max_lr / div_factor."""
     final_div_factor: float = 1000.0
-    """The first rate / final_div_factor is the last rate."""
+    """The last rate is the first rate / final_div_factor."""
     weight_decay: float = 0.0
-    """Decoupled from the gradient, as in AdamW; on weights of two dimensions or more."""
+    """AdamW's decoupled weight decay, on weights of two or more dimensions."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes in training; evaluation has none."""
+    """Share of the target that is spread over all classes, in training only."""
     mirror: bool = False
-    """Evaluate the mean of the logits of each image and its mirror image; twice the time."""
+    """Evaluate the mean of the logits of each image and its mirror image; takes twice the time."""
     accumulation_steps: int = 1
-    """Parts that a batch is split into to save memory; the rate counts whole batches."""
+    """Parts that each batch is split into to save memory; an iteration is still one whole batch."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward pass, by autocast; float16 scales its gradients."""
+    """Precision of the forward pass (autocast); with float16 the gradients are scaled."""
     compile: bool = False
     """Compile the model; the first iterations then take longer."""
     max_grad_norm: float | None = None
-    """Gradients are scaled down to this 2-norm; never when None."""
+    """Gradients above this 2-norm are scaled down to it; never when None."""
     max_loss_ratio: float | None = 20.0
-    """The run ends when 5 losses in a row are this many times their running median."""
+    """End the run after 5 losses in a row above this multiple of their running median."""
     crop_padding: int = 2
-    """Pixels reflected around an image before a random 32x32 crop: 32 -> 36."""
+    """Pixels of reflected padding on each side, before a random 32x32 crop: 32 -> 36."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     cutout: float = 0.5
-    """Probability of one square hole."""
+    """Probability of cutting out one square hole."""
     cutout_size: int = 8
     """Side of the hole, in pixels."""
     val_fraction: float = 0.0
@@ -75,42 +93,25 @@ class Recipe:
     grey: float = 0.0
     """Probability of removing the colour; the notebook's 0.5 costs 1.3 points of accuracy."""
     checkpoint_every: int | None = None
-    """Iterations between two checkpoints, besides the one after each epoch."""
+    """Iterations between two checkpoints, in addition to the checkpoint after each epoch."""
     seed: int = 1
-    """Everything random is a function of it and the iteration."""
+    """Everything random in a run depends only on the seed and the iteration."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation_steps", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"{name} must be at least 1, got {value}")
-        for name in ("max_lr", "div_factor", "final_div_factor", "max_grad_norm"):
-            value = getattr(self, name)
-            if value not in (None, "auto") and not 0 < value < float("inf"):
-                raise RecipeError(f"{name} must be positive, got {value}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise RecipeError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        for name in ("pct_start", "label_smoothing", "flip", "cutout", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.val_fraction < 1:
-            raise RecipeError(f"val_fraction must lie in [0, 1), got {self.val_fraction}")
-        if self.max_loss_ratio is not None and not self.max_loss_ratio > 1:
-            raise RecipeError(f"max_loss_ratio must be above 1, got {self.max_loss_ratio}")
-        if not 1 <= self.cutout_size <= 32:
-            raise RecipeError(f"cutout_size must lie in [1, 32], got {self.cutout_size}")
-        if not 0 <= self.crop_padding <= 31:
-            raise RecipeError(f"crop_padding must lie in [0, 31], got {self.crop_padding}")
-        if self.seed < 0:
-            raise RecipeError(f"seed must be at least 0, got {self.seed}")
+        for names, allowed, is_allowed in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                is_off = name in _OPTIONAL and value in (None, "auto")
+                if not is_off and not is_allowed(value):
+                    raise RecipeError(f"{name} must {allowed}, got {value}")
 
 
 RecipeName = Literal["classic", "tokens", "large"]
 RECIPES: dict[RecipeName, Recipe] = {
     "classic": Recipe(),
-    # No more parameters than classic, which hardly overfit: no cutout.
+    # It has no more parameters than classic, so it hardly overfits: no cutout.
     "tokens": Recipe(model="UltimusTokenNet", batch_size=256, max_lr=0.03, cutout=0.0),
     "large": Recipe(
         model="UltimusTokenNetLarge",
@@ -134,4 +135,4 @@ class RangeTest:
     end_lr: float = 0.04
     """Rate of the last iteration."""
     iterations: int = 100
-    """Iterations of a test; their rates rise by equal factors."""
+    """Iterations of a test; the rate rises by the same factor each time."""

@@ -1,4 +1,4 @@
-"""Going on with a run: what its checkpoints must share with it, and what may change."""
+"""Resuming a run: what a checkpoint must share with it, and what may change."""
 
 from dataclasses import asdict
 
@@ -9,12 +9,12 @@ from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
-# Fields that may differ when a run is resumed: they do not change what is computed, except for the
-# epochs, which have a check of their own.
+# Fields that may differ when a run is resumed, because they do not change what is computed. The
+# epochs do; `go_on` checks them.
 MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
-# What a field that an older checkpoint lacks stands for: its default. Where a default changes later
-# than its field came, the one of the time belongs here; CHANGELOG names every new field.
+# The values of fields that an older checkpoint lacks: their defaults. If a default changes after
+# its field was added, the earlier default belongs here. CHANGELOG names every new field.
 ASSUMED = asdict(Recipe())
 
 
@@ -27,14 +27,11 @@ def go_on(
     *,
     extend_epochs: bool,
 ) -> bool:
-    """Restore the newest checkpoint, where there is one.
-
-    Returns:
-        Whether the run is already finished.
+    """Restore the newest checkpoint, if there is one; returns whether the run is finished.
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed.
-        RecipeError: the epochs are already over.
+        RecipeError: all epochs of the recipe are already done.
     """
     checkpoint = checkpointer.load_newest()
     if checkpoint is None:
@@ -53,23 +50,17 @@ def go_on(
 
 
 def identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
-    """What a checkpoint must share with the run that goes on from it."""
+    """The values that a checkpoint must share with the run that resumes it."""
     fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
     return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
 
 
 def _what_extending_does(recipe: Recipe, epochs_before: int, parts: Parts) -> str:
-    """A line that says how the next rate changes.
-
-    Raises:
-        RecipeError: the epochs are already over.
-    """
+    """One line that says how the learning rate changes."""
     done, epoch_length = parts.trainer.state.iteration, parts.stream.epoch_length
     if done >= recipe.epochs * epoch_length:
-        raise RecipeError(
-            f"epochs must be more than the {done // epoch_length} that are done, "
-            f"got {recipe.epochs}"
-        )
+        past = done // epoch_length
+        raise RecipeError(f"epochs must be above the {past} already done, got {recipe.epochs}")
     scheduler = create_scheduler(recipe, parts.optimizer)
     rates, rates_before = (
         [row[0] for row in scheduler.simulate(epochs * epoch_length).rates]

@@ -30,15 +30,15 @@ ENDINGS: dict[type[BaseException], Status] = {
 
 
 def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False) -> History:
-    """Train by a recipe in an opened run directory; a run that lies there is resumed.
+    """Train by a recipe in an opened run directory; if it already holds a run, resume that run.
 
     Args:
         recipe: what to train and how.
         directory: an opened `RunDirectory`.
-        extend_epochs: resume with another number of epochs than the run was begun with.
+        extend_epochs: resume although the run was begun with another number of epochs.
 
     Returns:
-        What was measured.
+        The history of the run.
 
     Raises:
         DataError: the data are missing or malformed.
@@ -62,10 +62,10 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     parts = build(recipe)
     recipe = choose_max_lr(recipe, parts, directory)
     model, optimizer = parts.model, parts.optimizer
-    trainer, evaluator = parts.trainer, parts.evaluator
+    trainer, evaluator, evaluated = parts.trainer, parts.evaluator, parts.evaluated
     scheduler = create_scheduler(recipe, optimizer, parts.scaler)
     logger = BatchLogger(optimizer, log_path=directory.log)
-    history = History(optimizer, path=directory.history, evaluated=parts.evaluated.name)
+    history = History(optimizer, path=directory.history, evaluated=evaluated.name)
     to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "scaler": parts.scaler}
     to_save |= {"scheduler": scheduler, "logger": logger, "history": history}
     checkpointer = Checkpointer(
@@ -83,27 +83,22 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     directory.begin(describe(recipe, parts), data=parts.data.name)
     logger.write(_first_line(recipe, parts))
     tensorboard = TensorboardLogger(logdir=str(directory.path))
+    scalars = OutputHandler("epoch", output_transform=lambda _: _measured(history))
 
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     scheduler.attach(trainer)
     guard = NonFiniteGuard(optimizer, max_loss_ratio=recipe.max_loss_ratio).attach(trainer)
-    logger.attach(trainer, evaluator, dataset=parts.evaluated.title)
+    logger.attach(trainer, evaluator, dataset=evaluated.title)
     # EPOCH_COMPLETED
-    trainer.add_event_handler(
-        Events.EPOCH_COMPLETED, lambda: evaluator.run(parts.evaluated.batches)
-    )
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(evaluated.batches))
     history.attach(trainer, evaluator)
-    tensorboard.attach(
-        trainer,
-        OutputHandler("epoch", output_transform=lambda _: _measured(history)),
-        Events.EPOCH_COMPLETED,
-    )
-    # COMPLETED, also when a signal ends the run
+    tensorboard.attach(trainer, scalars, Events.EPOCH_COMPLETED)
+    # COMPLETED, also if a signal ends the run
     stop = GracefulStop().attach(trainer)
     CurveRenderer(
         history, path=directory.curves, title=directory.title(), writer=tensorboard.writer
     ).attach(trainer)
-    # Last of all on every event: what is saved is complete, and the guard has passed it
+    # Last on every event: a saved state is complete, and the guard has checked it
     if recipe.checkpoint_every is not None:
         every = Events.ITERATION_COMPLETED(every=recipe.checkpoint_every)
         trainer.add_event_handler(every, guard.check)
@@ -119,11 +114,11 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
 
 
 def _train(parts: Parts, epochs: int) -> bool:
-    """Run the trainer from its present iteration; returns whether it came to the end."""
+    """Run the trainer from its present iteration; returns whether all epochs are done."""
     trainer, stream = parts.trainer, parts.stream
     total_iterations = epochs * stream.epoch_length
     if trainer.state.iteration == total_iterations:
-        trainer.fire_event(Events.COMPLETED)  # a kill came just before it
+        trainer.fire_event(Events.COMPLETED)  # the run was killed just before this event
     else:
         rest = stream.starting_at(trainer.state.iteration)
         trainer.run(rest, max_epochs=epochs, epoch_length=stream.epoch_length)
@@ -133,10 +128,10 @@ def _train(parts: Parts, epochs: int) -> bool:
 def _test(
     parts: Parts, history: History, checkpointer: Checkpointer, logger: BatchLogger
 ) -> dict[str, float | None]:
-    """Loss and accuracy on the test set of the weights that the run ends with.
+    """Loss and accuracy of the final weights on the test set.
 
-    Where training images are held out, these are the best epoch's, and the test set is measured
-    only here.
+    If training images are held out, the final weights are those of the best epoch, and the test set
+    is measured only here.
     """
     if not parts.holds_out:
         return {name: history.rows[-1][name] for name in ("test_loss", "test_accuracy")}
@@ -151,11 +146,11 @@ def _test(
 
 def _first_line(recipe: Recipe, parts: Parts) -> str:
     data = parts.data
-    counts = f"{len(parts.stream.labels)} training"
+    training = f"{len(parts.stream.labels)} training"
     if parts.holds_out:
-        counts += f", {len(parts.evaluated.batches.labels)} validation"
-    counts += f" and {len(data.test_images)} test images"
-    line = f"data: {data.name}, {counts} of {len(data.classes)} classes"
+        training += f", {len(parts.evaluated.batches.labels)} validation"
+    counts = f"{training} and {len(data.test_images)} test images of {len(data.classes)} classes"
+    line = f"data: {data.name}, {counts}"
     if recipe.data == "auto" and data.name == "digits":
         line = (
             f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
@@ -165,9 +160,6 @@ def _first_line(recipe: Recipe, parts: Parts) -> str:
 
 
 def _measured(history: History) -> dict[str, float]:
-    """The results of the last epoch that were measured."""
-    return {
-        key: value
-        for key, value in history.rows[-1].items()
-        if key not in ("epoch", "iteration") and value is not None
-    }
+    """The values measured in the last epoch, for TensorBoard."""
+    row = history.rows[-1]
+    return {k: v for k, v in row.items() if v is not None and k not in ("epoch", "iteration")}

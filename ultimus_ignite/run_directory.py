@@ -15,26 +15,22 @@ Status = Literal["running", "finished", "interrupted", "failed", "non-finite"]
 
 
 class RunDirectoryError(UserError):
-    """A run cannot live in this folder; the message says why and what to do."""
+    """The folder cannot be used for the run; the message says why and what to do."""
 
 
 class Interrupted(Exception):
-    """A signal ended the run at a boundary, with everything saved.
-
-    Attributes:
-        exit_code: 128 + the signal's number, as shells have it.
-    """
+    """A signal ended the run between two iterations; everything is saved."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"ended by {number.name}, everything is saved: --resume continues it")
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # as in shells
 
 
 class RunDirectory:
-    """Paths of one run, held by one process at a time.
+    """Paths of one run, used by one process at a time.
 
     Args:
-        path: the folder; made, with its parents, when the run is opened.
+        path: the folder; `open` makes it, with its parents.
 
     Example:
         >>> import tempfile
@@ -64,14 +60,14 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def open(self, *, resume: bool = False) -> Iterator["RunDirectory"]:
-        """Make the folder and hold its lock; a folder in which no run began is removed again.
+        """Make the folder and lock it; at the end, remove it again if no run began in it.
 
-        The lock is the kernel's: it goes with the process, however that ends, and the file that
-        a ``kill -9`` leaves behind is harmless.
+        The kernel releases the lock when the process ends in any way, so the file that a
+        ``kill -9`` leaves behind is harmless.
 
         Raises:
-            RunDirectoryError: another process holds it, it holds a run and ``resume`` is False,
-                or it cannot be written.
+            RunDirectoryError: another process uses the folder, it holds a run and ``resume`` is
+                False, or it cannot be written.
         """
         lock_path = self.path / ".lock"
         existed = self.path.is_dir()
@@ -91,36 +87,26 @@ class RunDirectory:
                 ) from None
             if self.holds_a_run and not resume:
                 raise RunDirectoryError(
-                    f"{self.path} already holds a run: "
-                    "give --resume to go on with it, or choose another --out"
+                    f"{self.path} already holds a run: give --resume, or choose another --out"
                 )
             try:
                 yield self
             finally:
                 if not self.holds_a_run:
                     lock_path.unlink(missing_ok=True)
-                    with contextlib.suppress(OSError):  # somebody else's files may lie in it
+                    with contextlib.suppress(OSError):  # not empty: it holds files of the user
                         if not existed:
                             self.path.rmdir()
 
     def begin(self, description: dict[str, Any], **facts: Any) -> None:
-        """Write ``recipe.json`` and set the status to ``running``.
-
-        Args:
-            description: recipe, data, device and versions of the run.
-            facts: written into every ``status.json`` of the run.
-        """
+        """Write ``recipe.json`` and the status ``running``; the facts are in every later status."""
         self._facts = facts
         _write_json(self.description, description)
         self.set_status("running")
 
     @contextlib.contextmanager
     def reporting(self, failures: Mapping[type[BaseException], Status]) -> Iterator[None]:
-        """Write into ``status.json`` how the block ended.
-
-        Args:
-            failures: the status for each kind of exception; ``failed`` for any other.
-        """
+        """Write the status of the block's end: ``finished``, one of ``failures``, or ``failed``."""
         try:
             yield
         except BaseException as error:
@@ -130,8 +116,8 @@ class RunDirectory:
         self.set_status("finished")
 
     def note(self, **facts: Any) -> None:
-        """Add facts to ``status.json``, from its next writing on."""
-        self._facts = {**self._facts, **facts}
+        """Add facts to every later ``status.json``."""
+        self._facts |= facts
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Write ``status.json``."""
@@ -153,7 +139,7 @@ class RunDirectory:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    # Imported here: it brings torch, which the flags of a command must not wait for.
+    # Imported here because it loads torch, which parsing the flags of a command must not do.
     from ultimus_ignite.handlers.support.files import replace_file
 
     replace_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")

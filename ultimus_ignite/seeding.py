@@ -6,12 +6,12 @@ import hashlib
 def derive_seed(seed: int, purpose: str, index: int) -> int:
     """A 64-bit seed for one purpose at one index.
 
-    Random state that is derived needs no saving: a resumed run draws what the unbroken run would
-    have drawn. A hash keeps the streams of neighbouring indices and of different purposes apart.
+    A derived random state need not be saved: a resumed run draws the same numbers as the unbroken
+    run. The hash makes neighbouring indices and different purposes independent.
 
     Args:
         seed: the run's seed.
-        purpose: what the numbers are for: ``"order"``, ``"augment"``, ``"step"``, ...
+        purpose: what the numbers are used for: ``"order"``, ``"augment"``, ``"step"``, ...
         index: 0-based iteration or epoch.
 
     Returns:

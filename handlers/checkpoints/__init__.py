@@ -1,1 +1,1 @@
-"""What `Checkpointer` writes: the state of a run, its bytes, and the folder they lie in."""
+"""The parts of `Checkpointer`: the state of a run, its bytes, and the folder of its files."""

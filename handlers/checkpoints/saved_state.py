@@ -1,4 +1,4 @@
-"""The state of one object: under which names it is saved, what fits it, and its way back."""
+"""Saves, checks and loads the state of one object, under names without wrapper prefixes."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +13,11 @@ from ultimus_ignite.handlers.support.private_names import COMPILED_PREFIX, VERSI
 
 
 def save_state(live: Any, *, with_lazy: bool = True) -> Any:
-    """The state of an object; a module's names know of no wrapper.
+    """The state of an object; the names of a module's state have no wrapper prefix.
 
     Args:
-        live: with a ``state_dict``.
-        with_lazy: also what a lazy module has not made yet.
+        live: an object with ``state_dict``.
+        with_lazy: include the uninitialized parameters of lazy modules.
 
     Example:
         >>> list(save_state(nn.DataParallel(nn.Linear(1, 1))))
@@ -34,7 +34,7 @@ def save_state(live: Any, *, with_lazy: bool = True) -> Any:
 
 
 def load_state(live: Any, state: Any) -> None:
-    """Load what `save_state` gave, into an object in the same wrappers or in others.
+    """Load a state from `save_state` into an object, in the same wrappers or in others.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -45,7 +45,7 @@ def load_state(live: Any, state: Any) -> None:
     if isinstance(live, nn.Module):
         own = live.state_dict()
         keys = {name: key for key, name in plain_names(own).items()}
-        names = plain_names(state)  # version 0.1.0 saved a wrapped model's own
+        names = plain_names(state)  # version 0.1.0 saved the names with their prefixes
         renamed = OrderedDict((keys.get(name, name), state[k]) for k, name in names.items())
         versions = getattr(state, VERSIONS, {})
         modules = _plain_modules(getattr(own, VERSIONS, {}))
@@ -55,7 +55,7 @@ def load_state(live: Any, state: Any) -> None:
 
 
 def differences(live: Any, state: Any, name: str) -> list[str]:
-    """Why an object cannot load a state, one text a difference: its name, the old, the new.
+    """Why an object cannot load a state: one text per difference, ``name: old -> new``.
 
     Example:
         >>> differences(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), "model")
@@ -70,34 +70,32 @@ def differences(live: Any, state: Any, name: str) -> list[str]:
 
 
 def check_finite(live: Any, state: Any, name: str) -> None:
-    """Look at the trained parameters of a module, and at an optimizer's moments.
-
-    Masks, observers and metrics may be infinite.
+    """Check a module's trained parameters or an optimizer's moments; other state may be infinite.
 
     Raises:
-        ValueError: one holds NaN or infinity; names it.
+        ValueError: one holds NaN or infinity; the message names it.
     """
     if isinstance(live, nn.Module):
         trained = {key for key, parameter in live.named_parameters() if parameter.requires_grad}
         names = plain_names(live.state_dict())
-        looked_at = {names[key]: state.get(names[key]) for key in trained if key in names}
+        checked = {names[key]: state.get(names[key]) for key in trained if key in names}
     elif isinstance(live, Optimizer):
-        looked_at = dict(_tensors(state["state"], "state"))
+        checked = dict(_tensors(state["state"], "state"))
     else:
         return
     by_device: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in looked_at.items():
+    for key, tensor in checked.items():
         if isinstance(tensor, Tensor) and not is_lazy(tensor):
             by_device[tensor.device][key] = _is_finite(tensor)
     for verdicts in by_device.values():
-        answers = torch.stack([*verdicts.values()]).tolist()  # one reading of the device
+        answers = torch.stack([*verdicts.values()]).tolist()  # one device sync
         for key, is_finite in zip(verdicts, answers, strict=True):
             if not is_finite:
                 raise ValueError(f"{name}.{key} holds NaN or infinity")
 
 
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """The keys of a module's state, and the same without what compiling or DDP puts before them.
+    """Map the keys of a module's state to names without the prefixes of DDP and `torch.compile`.
 
     Example:
         >>> plain_names(["module._orig_mod.head.weight"])
@@ -110,24 +108,22 @@ def plain_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _plain_modules(paths: Iterable[str]) -> dict[str, str]:
-    """The same for the paths of modules, of which the outermost has none."""
+    """`plain_names` for the paths of modules; the outermost module has an empty path."""
     names = plain_names(f"{path}." for path in paths if path)
     return {"": ""} | {key.rstrip("."): name.rstrip(".") for key, name in names.items()}
 
 
 def _layout(live: Any, state: Any) -> dict[str, Any]:
-    """What two states must share for one object to load both."""
+    """The part of a state that must be equal for an object to load it."""
     if isinstance(live, nn.Module):
-        names = plain_names(state).items()
-        # An extra state has the shape that its module likes.
-        return {name: _shape(state[k]) for k, name in names if not k.endswith("_extra_state")}
+        return {
+            name: "not made yet" if is_lazy(state[key]) else tuple(state[key].shape)
+            for key, name in plain_names(state).items()
+            if not key.endswith("_extra_state")  # its shape may change
+        }
     if isinstance(live, Optimizer):
         return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}
     return {}
-
-
-def _shape(value: Any) -> Any:
-    return "not made yet" if is_lazy(value) else tuple(value.shape)
 
 
 def _tensors(value: Any, key: str) -> Iterator[tuple[str, Tensor]]:
@@ -137,8 +133,7 @@ def _tensors(value: Any, key: str) -> Iterator[tuple[str, Tensor]]:
         for name, item in value.items():
             yield from _tensors(item, f"{key}[{name!r}]")
     elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{key}[{index}]")
+        yield from _tensors(dict(enumerate(value)), key)
 
 
 def _is_finite(tensor: Tensor) -> Tensor:
@@ -150,6 +145,6 @@ def _is_finite(tensor: Tensor) -> Tensor:
         tensor = torch.view_as_real(tensor.resolve_conj())
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
-    # min and max are NaN where any element is; unlike isfinite(), they need no memory.
+    # min and max are NaN if any element is; unlike isfinite(), they need no memory.
     smallest, largest = torch.aminmax(tensor)
     return smallest.isfinite() & largest.isfinite()

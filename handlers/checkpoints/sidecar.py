@@ -1,7 +1,7 @@
-"""The file beside a checkpoint: its digest, its run, and its place in the run's order.
+"""The ``.sha256`` file of a checkpoint: its digest, its run and its serial number.
 
-A comment, which ``sha256sum --check`` passes over, says which checkpoint of which run it is:
-iterations repeat, serial numbers do not.
+The run and the serial number are in a comment, which ``sha256sum --check`` ignores. Serial numbers
+order the checkpoints, as a run may come to the same iteration twice.
 """
 
 import hashlib
@@ -13,32 +13,30 @@ from typing import NamedTuple
 
 NAME = re.compile(r"ckpt-[0-9]{9,}\.pt")
 _MOMENT = re.compile(
-    rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{NAME.pattern})\n"
-    r"(?:# run (?P<run>[0-9a-z-]+) serial (?P<serial>[0-9]+) check (?P<check>[0-9a-f]{8})\n)?"
+    rf"(?P<digest>[0-9a-f]{{64}})  {NAME.pattern}\n"
+    r"(?:# run (?P<run>[0-9a-z-]+) serial (?P<serial>[0-9]+) check [0-9a-f]{8}\n)?"
 )
 NO_RUN = "-"
 
 
 class Moment(NamedTuple):
-    """What stands beside a checkpoint: its digest, its run, and its place in the run's order."""
+    """The digest of a checkpoint, and which save of which run wrote it."""
 
     digest: str
     run: str = NO_RUN
-    serial: int = 0  # one more with every save into the folder; 0 of version 0.1.0
-
-    @property
-    def check(self) -> str:
-        """Tells of a flipped bit in the comment."""
-        return f"{zlib.crc32(f'{self.digest} {self.run} {self.serial}'.encode()):08x}"
+    serial: int = 0  # number of the save into its folder, from 1; 0 if version 0.1.0 wrote it
 
     def text(self, name: str) -> str:
-        """The lines of the file beside ``name``."""
-        comment = f"# run {self.run} serial {self.serial} check {self.check}"
-        return f"{self.digest}  {name}\n{comment}\n"
+        """The lines in the ``.sha256`` file of the checkpoint ``name``."""
+        line = f"{self.digest}  {name}\n"
+        if self.serial == 0:  # version 0.1.0 wrote no comment
+            return line
+        check = zlib.crc32(f"{self.digest} {self.run} {self.serial}".encode())
+        return f"{line}# run {self.run} serial {self.serial} check {check:08x}\n"
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where a checkpoint's digest stands."""
+    """The path of a checkpoint's ``.sha256`` file."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -46,7 +44,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of a regular file.
 
     Raises:
-        ValueError: it is something else, or has more than ``limit`` bytes.
+        ValueError: it is not a regular file, or has more than ``limit`` bytes.
     """
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
@@ -58,31 +56,27 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_moments(path: Path) -> list[Moment]:
-    """What the file beside a checkpoint says: two moments while one is being replaced.
+    """The moments in a checkpoint's ``.sha256`` file; two or more while it is being replaced.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     text = read_regular(sidecar_of(path), limit=4096).decode("ascii")
-    found = list(_MOMENT.finditer(text))
     moments = [
         Moment(match["digest"], match["run"] or NO_RUN, int(match["serial"] or 0))
-        for match in found
+        for match in _MOMENT.finditer(text)
     ]
-    is_sound = all(
-        match["name"] == path.name and match["check"] in (None, moment.check)
-        for match, moment in zip(found, moments, strict=True)
-    )
-    if not text or text != "".join(match[0] for match in found) or not is_sound:
+    # An undamaged text is equal to the text of its moments, checksums included.
+    if not moments or text != "".join(moment.text(path.name) for moment in moments):
         raise ValueError(f"{sidecar_of(path).name} is damaged")
     return moments
 
 
 def read_moment(path: Path) -> Moment | None:
-    """Which checkpoint of which run it is, None where nothing says so."""
+    """The moment of a checkpoint, None if unknown."""
     try:
         moments = read_moments(path)
-        if len(moments) > 1:  # a save was cut off between its two moves
+        if len(moments) > 1:  # a save was killed between its moves
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             moments = [moment for moment in moments if moment.digest == digest]
         return moments[0]

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the states of some objects, and what tells whose they are."""
+"""The content of a checkpoint: the states of objects, and the metadata of their run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,31 +18,31 @@ from ultimus_ignite.handlers.checkpoints.store import CheckpointError
 from ultimus_ignite.handlers.support.epoch_position import EpochPosition
 
 FORMAT = 2
-FORMATS = (1, 2)  # 1, of version 0.1.0, knows no run
+FORMATS = (1, 2)  # version 0.1.0 wrote 1, which has no run
 OWN = {"format", "run", "step", "metadata", "best", "positions", "types"}
 
 
 class Snapshot:
-    """Takes the states of live objects, says whether others fit them, and loads those.
+    """Saves the states of objects, checks whether a checkpoint fits them, and loads it.
 
     Args:
         to_save: objects with ``state_dict`` and ``load_state_dict``, by name.
-        metadata: plain values that a checkpoint must share with the run that loads it.
-        assumed: for metadata that older checkpoints lack, the values that these were made with.
+        metadata: plain values that must be equal in a checkpoint and in the run that loads it.
+        assumed: values to assume for metadata that a checkpoint lacks.
 
     Raises:
-        ValueError: a name is one of the checkpoint's own.
+        ValueError: an object has the name of one of the checkpoint's own entries.
         TypeError: an object has no ``state_dict`` or no ``load_state_dict``.
 
     Attributes:
-        positions: where the Engines among the objects stand.
+        positions: the `EpochPosition` of each Engine in ``to_save``.
     """
 
     def __init__(
         self, to_save: Mapping[str, Any], *, metadata: Mapping[str, Any], assumed: Mapping[str, Any]
     ) -> None:
-        if taken := OWN & to_save.keys():
-            raise ValueError(f"to_save: {', '.join(sorted(taken))} is the checkpoint's own name")
+        if taken := ", ".join(sorted(OWN & to_save.keys())):
+            raise ValueError(f"to_save: {taken}: a checkpoint's own entry, choose another name")
         for name, live in to_save.items():
             if not (hasattr(live, "state_dict") and hasattr(live, "load_state_dict")):
                 raise TypeError(
@@ -53,37 +53,39 @@ class Snapshot:
         self.metadata = dict(metadata)
         self.assumed = dict(assumed)
         self.positions = {k: EpochPosition(v) for k, v in to_save.items() if isinstance(v, Engine)}
+        # An optimizer loads the state of another class, but fails at its next step.
+        self._types = {k: type(v).__name__ for k, v in to_save.items() if isinstance(v, Optimizer)}
 
     def take(self, *, is_trial: bool = False, **own: Any) -> dict[str, Any]:
-        """The states as they are now.
+        """The current states.
 
         Args:
-            is_trial: leave out what a lazy module has not made yet.
-            own: the run, the step and the best of it.
+            is_trial: leave out the uninitialized parameters of lazy modules.
+            own: other entries of the checkpoint: the run, the step and the best.
 
         Raises:
-            CheckpointError: an object gives no state, or one that is not finite.
+            CheckpointError: an object's state cannot be read, or is not finite.
         """
         state = {
             "format": FORMAT,
             "metadata": self.metadata,
             **own,
             "positions": {name: each.state() for name, each in self.positions.items()},
-            "types": self._types(),
+            "types": self._types,
         }
         for name, live in self.to_save.items():
             try:
                 state[name] = save_state(live, with_lazy=not is_trial)
                 check_finite(live, state[name], name)
-            except Exception as error:  # of a user's own object, too
+            except Exception as error:  # of any kind: ``live`` may be a user's own class
                 raise CheckpointError(f"Checkpointer cannot save {name}: {error}") from error
         return state
 
     def check_fit(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse what another run has written, before any live object is touched.
+        """Refuse a checkpoint of a different run, before it changes any object.
 
         Raises:
-            CheckpointError: names every difference.
+            CheckpointError: the checkpoint does not fit; the message names every difference.
         """
         if checkpoint.get("format") not in FORMATS:
             raise CheckpointError(
@@ -97,7 +99,7 @@ class Snapshot:
         if differing:
             raise CheckpointError(
                 f"{path} was written by a different run ({', '.join(differing)}): "
-                "resume with what it was started with, or choose another folder"
+                "resume with the original settings, or choose another folder"
             )
         for name, live in self.to_save.items():
             try:
@@ -106,7 +108,7 @@ class Snapshot:
                 raise CheckpointError(f"{path}: refused: {error}") from None
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load a checkpoint that fits into the live objects."""
+        """Load a checkpoint that fits into the objects."""
         for name, live in self.to_save.items():
             if name in self.positions:
                 position = checkpoint.get("positions", {}).get(name)
@@ -114,20 +116,15 @@ class Snapshot:
             else:
                 load_state(live, checkpoint[name])
 
-    def _types(self) -> dict[str, str]:
-        """Of the optimizers: what one kind has saved another takes, and fails at its next step."""
-        return {k: type(v).__name__ for k, v in self.to_save.items() if isinstance(v, Optimizer)}
-
     def _differing_names(self, checkpoint: Mapping[str, Any]) -> list[str]:
         differing = sorted((checkpoint.keys() - OWN) ^ self.to_save.keys())
         saved = checkpoint.get("metadata", {})
         before = {**self.assumed, **saved}
         for key in sorted(self.metadata.keys() | saved.keys()):
             old, new = before.get(key), self.metadata.get(key)
-            if encode({"": old}) != encode({"": new}):  # arrays and NaN are not equal by ==
+            if encode({"": old}) != encode({"": new}):  # == fails for arrays and NaN
                 differing.append(f"{key}: {old} -> {new}")
-        now = self._types()
         for name, kind in checkpoint.get("types", {}).items():
-            if kind != now.get(name, kind):
-                differing.append(f"{name}: {kind} -> {now[name]}")
+            if kind != self._types.get(name, kind):
+                differing.append(f"{name}: {kind} -> {self._types[name]}")
         return differing

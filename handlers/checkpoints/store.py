@@ -1,7 +1,7 @@
-"""Checkpoints on disk that outlive a kill, a power loss, a full disk and a flipped bit.
+"""Checkpoints on disk that survive a kill, a power loss, a full disk and a flipped bit.
 
-A checkpoint is ``ckpt-000002352.pt`` with its digest beside it in ``ckpt-000002352.pt.sha256``, in
-the format that ``sha256sum --check`` reads. It counts only where the two agree.
+A checkpoint is ``ckpt-000002352.pt`` and its digest ``ckpt-000002352.pt.sha256``, in the format of
+``sha256sum --check``. It is valid only if the two agree.
 """
 
 import hashlib
@@ -22,34 +22,34 @@ from ultimus_ignite.handlers.checkpoints.sidecar import (
     read_regular,
     sidecar_of,
 )
-from ultimus_ignite.handlers.support.files import write_new_file
+from ultimus_ignite.handlers.support.files import create_folder, sync_folder, write_new_file
 
 
 class CheckpointError(Exception):
     """A checkpoint was refused: the message names the file, the reason and what to do."""
 
-    exit_code = 3  # of a command that ends in it
+    exit_code = 3  # exit status of a command that raises it
 
 
 class CheckpointStore:
     """Keeps the newest checkpoints of a run, at least one of them valid at any moment.
 
-    `save` makes each file durable under a temporary name, then moves it into place, and
-    deletes old checkpoints last. The digest moves first, so that a new ``.pt`` never stands without
-    one; while a checkpoint is replaced, its ``.sha256`` names both the old bytes and the new.
+    `save` makes each file durable under a temporary name, then moves it into place. Last, it
+    deletes old checkpoints. The digest moves before its ``.pt``, so that no ``.pt`` lacks one.
+    While a checkpoint is being replaced, its ``.sha256`` has the digests of the old and new bytes.
 
     The order of write, fsync, rename and fsync of the folder follows Pillai et al., "All File
     Systems Are Not Created Equal", OSDI 2014. POSIX only, and one writer at a time.
 
     Args:
         directory: folder of the checkpoints, created by the first `save`.
-        keep: how many of the newest checkpoints survive a `save`, at least 2.
+        keep: number of newest checkpoints that a `save` keeps, at least 2.
 
     Attributes:
-        run: whose checkpoints are written, and deleted when they are old; letters and digits.
+        run: name of the current run, of letters and digits; `save` deletes no other run's files.
 
     Raises:
-        ValueError: if `keep` is less than 2: one copy would leave none valid during a save.
+        ValueError: `keep` is less than 2: one copy would leave no valid checkpoint during a save.
 
     Example:
         >>> import tempfile, torch
@@ -71,22 +71,22 @@ class CheckpointStore:
     def save(
         self, state: Mapping[str, Any], *, iteration: int, protect: Collection[int] = ()
     ) -> Path:
-        """Write `state`, durable on return, then delete what is neither new nor protected.
+        """Write `state`, durable on return, then delete old checkpoints.
 
         Args:
             state: tensors and plain Python values in dicts, lists and tuples; see
                 `ultimus_ignite.handlers.checkpoints.format.plain`.
             iteration: number of finished iterations; names the file.
-            protect: iterations of checkpoints to keep however old, such as the best.
+            protect: iterations of old checkpoints to keep, such as the best one.
 
         Returns:
             The path of the checkpoint.
 
         Raises:
-            CheckpointError: if `state` holds what could not be loaded again, or another run's
-                checkpoint is in the way; nothing is written.
-            OSError: if it cannot be written. All older checkpoints are kept.
-            ValueError: if `iteration` is negative.
+            CheckpointError: `state` has a value that could not be loaded again, or another run
+                has written a checkpoint of this iteration; nothing is written.
+            OSError: it cannot be written; all older checkpoints are kept.
+            ValueError: `iteration` is negative.
         """
         if iteration < 0:
             raise ValueError(f"iteration must not be negative, got {iteration}")
@@ -96,18 +96,22 @@ class CheckpointStore:
         except ValueError as error:
             raise CheckpointError(f"{path}: not saved: {error}") from error
 
-        _create_folder(self.directory)
+        create_folder(self.directory)
         self._sweep()
-        moments = self._moments()
-        if path in moments and moments[path].run not in (self.run or NO_RUN, NO_RUN):
-            raise CheckpointError(f"{path} is another run's: give each run a directory of its own")
+        runs = (self.run or NO_RUN, NO_RUN)
+        moments = {old: moment for old, moment in self._moments().items() if moment}
+        if path in moments and moments[path].run not in runs:
+            raise CheckpointError(f"{path} is another run's: give each run its own directory")
         serial = 1 + max((moment.serial for moment in moments.values()), default=0)
-        moment = Moment(hashlib.sha256(data).hexdigest(), self.run or NO_RUN, serial)
         try:
-            self._replace(path, data, moment)
+            self._replace(path, data, Moment(hashlib.sha256(data).hexdigest(), runs[0], serial))
         finally:
             self._sweep()
-        self._prune(protect)
+        older = [old for old, moment in moments.items() if moment.run in runs and old != path]
+        for old in older[self._keep - 1 :]:
+            if _iteration(old) not in protect:
+                _delete(old)
+                _delete(sidecar_of(old))
         return path
 
     def load(self, path: Path | str) -> dict[str, Any]:
@@ -120,56 +124,43 @@ class CheckpointStore:
             The state given to `save`.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, no checkpoint, or holds anything but
-                what `save` accepts.
+            CheckpointError: the file is missing, damaged, not a checkpoint, or has a value that
+                `save` would refuse.
         """
         path = Path(path)
         try:
-            # Two copies are alive at the end of a load: the bytes and the tensors.
+            # At most half the memory: a load ends with two copies, the bytes and the tensors.
             data = read_regular(path, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
             digest = hashlib.sha256(data).hexdigest()
             if digest not in [moment.digest for moment in read_moments(path)]:
                 raise ValueError(f"its sha256 is not the one in {sidecar_of(path).name}")
             return decode(data)
-        except Exception as error:  # whatever goes wrong in there, the file is to blame
+        except Exception as error:  # of any kind: a damaged file can cause all of them
             reason = str(error) or type(error).__name__
             advice = "restore it from a copy, or delete it to resume from an older one"
             raise CheckpointError(f"{path}: refused: {reason}; {advice}") from error
 
     def path(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration lies."""
+        """The path of an iteration's checkpoint."""
         return self.directory / f"ckpt-{iteration:09d}.pt"
 
     def paths(self) -> list[Path]:
-        """Return the checkpoints in the folder, valid or not, the one written last first.
+        """The checkpoints in the folder, valid or not, the last written first.
 
-        First come those that do not say when, as their ``.sha256`` is damaged or gone; last those
-        without one that are older than the others: a power loss can keep half of a deletion.
+        A checkpoint with a damaged or missing ``.sha256`` may be the newest, and comes first. But
+        one without ``.sha256`` comes last if a valid ``.sha256`` has a later iteration: a power
+        loss can undo half of a deletion.
         """
-        try:
-            found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
-        except FileNotFoundError:  # a folder that cannot be read is an error, not an empty one
-            return []
-        moments = {path: read_moment(path) for path in found}
-        furthest = max((_iteration(path) for path in found if moments[path]), default=-1)
-
-        def order(path: Path) -> tuple[float, int]:
-            moment, iteration = moments[path], _iteration(path)
-            if moment is not None:
-                return moment.serial, iteration
-            is_leftover = not sidecar_of(path).exists() and iteration <= furthest
-            return (-1 if is_leftover else math.inf), iteration
-
-        return sorted(found, key=order, reverse=True)
+        return list(self._moments())
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Load the newest valid checkpoint, with a warning for each newer one that is not.
+        """Load the newest valid checkpoint, with a warning for each newer one that is not valid.
 
         Returns:
-            Its path and its state, or None where there is no checkpoint at all.
+            Its path and state, or None if the folder has no checkpoint.
 
         Raises:
-            CheckpointError: if there are checkpoints and none is valid.
+            CheckpointError: there are checkpoints, but none is valid.
         """
         paths = self.paths()
         for path in paths:
@@ -184,40 +175,44 @@ class CheckpointStore:
             )
         return None
 
-    def _moments(self) -> dict[Path, Moment]:
-        """The checkpoints whose place in the order is known, the newest first."""
-        moments = {path: read_moment(path) for path in self.paths()}
-        return {path: moment for path, moment in moments.items() if moment is not None}
+    def _moments(self) -> dict[Path, Moment | None]:
+        """The checkpoints and their moments, in the order of `paths`."""
+        try:
+            found = [path for path in self.directory.iterdir() if NAME.fullmatch(path.name)]
+        except FileNotFoundError:  # an unreadable folder is an error, not an empty one
+            return {}
+        moments = {path: read_moment(path) for path in found}
+        furthest = max((_iteration(path) for path in found if moments[path]), default=-1)
+
+        def order(path: Path) -> tuple[float, int]:
+            moment, iteration = moments[path], _iteration(path)
+            if moment is not None:
+                return moment.serial, iteration
+            is_leftover = not sidecar_of(path).exists() and iteration <= furthest
+            return (-1 if is_leftover else math.inf), iteration
+
+        return {path: moments[path] for path in sorted(found, key=order, reverse=True)}
 
     def _replace(self, path: Path, data: bytes, moment: Moment) -> None:
-        sidecar = sidecar_of(path)
-        text = moment.text(path.name).encode()
+        sidecar, text = sidecar_of(path), moment.text(path.name)
         try:
-            read_moments(path)
-            replaced = read_regular(sidecar, limit=4096)
-        except (OSError, ValueError):  # nothing to replace, or nothing that could be loaded
-            replaced = b""
-        moves = [(sidecar, text + replaced), (path, data)]
+            replaced = "".join(old.text(path.name) for old in read_moments(path))
+        except (OSError, ValueError):  # no checkpoint to replace, or none that could be loaded
+            replaced = ""
+        moves = [(sidecar, (text + replaced).encode()), (path, data)]
         if replaced:
-            moves.append((sidecar, text))
+            moves.append((sidecar, text.encode()))
 
-        # All is on the disk before anything moves: a full disk is met here, and changes nothing.
-        for step, (target, content) in enumerate(moves):
-            write_new_file(_temporary(target, step), content)
-        for step, (target, _) in enumerate(moves):
-            _temporary(target, step).replace(target)
-            _sync(self.directory)  # else a power loss could keep a later move without this one
-
-    def _prune(self, protect: Collection[int]) -> None:
-        mine = (self.run or NO_RUN, NO_RUN)
-        own = [path for path, moment in self._moments().items() if moment.run in mine]
-        for path in own[self._keep :]:
-            if _iteration(path) not in protect:
-                _delete(path)
-                _delete(sidecar_of(path))
+        # All files are written before the first one moves: if the disk is full, nothing changes.
+        temporaries = [t.with_name(f"{t.name}.{step}.tmp") for step, (t, _) in enumerate(moves)]
+        for temporary, (_, content) in zip(temporaries, moves, strict=True):
+            write_new_file(temporary, content)
+        for temporary, (target, _) in zip(temporaries, moves, strict=True):
+            temporary.replace(target)
+            sync_folder(self.directory)  # else a power loss could undo this move, not the next one
 
     def _sweep(self) -> None:
-        """Delete what an interrupted save or prune leaves: temporaries, and digests of no file."""
+        """Delete what a killed save or prune left: temporary files and digests without a file."""
         for temporary in self.directory.glob("ckpt-*.tmp"):
             _delete(temporary)
         for sidecar in self.directory.glob("ckpt-*.pt.sha256"):
@@ -229,27 +224,8 @@ def _iteration(path: Path) -> int:
     return int(path.stem.removeprefix("ckpt-"))
 
 
-def _temporary(path: Path, step: int) -> Path:
-    return path.with_name(f"{path.name}.{step}.tmp")
-
-
-def _create_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _create_folder(folder.parent)
-        folder.mkdir()
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _delete(path: Path) -> None:
     try:
         path.unlink()
-    except OSError as error:  # litter is no reason to end a run
+    except OSError as error:  # a file that stays is no reason to end the run
         warnings.warn(f"{path}: not deleted: {error.strerror}", stacklevel=2)

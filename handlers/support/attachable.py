@@ -1,9 +1,9 @@
-"""What every handler shares: it attaches once, detaches, and knows whether its engine runs."""
+"""What every handler shares: attach once, detach, and know whether the engine is running."""
 
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -13,13 +13,13 @@ from ultimus_ignite.handlers.support.private_names import RUN_CODE
 
 
 def running_engines(frame: FrameType | None = None) -> Iterator[Engine]:
-    """The engines whose `run` is among the callers, the innermost first.
+    """The engines whose `run` is on the call stack, the innermost first.
 
-    A run that ended in an exception fires no event, but its frame is gone: this is how a hook or a
-    signal handler knows that there is nothing left to do. Five frames take half a microsecond.
+    A run that ends in an exception fires no event, but its frame leaves the stack. This tells a
+    hook or a signal handler that the run is over. Five frames take about a microsecond.
 
     Args:
-        frame: where to begin; the caller's frame when left out.
+        frame: where to begin; the caller's frame by default.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: engine in running_engines())
@@ -34,10 +34,11 @@ def running_engines(frame: FrameType | None = None) -> Iterator[Engine]:
 
 
 class Attachable:
-    """Base of the handlers: `detach`, and ``with`` where the process goes on after an exception.
+    """Base class of the handlers.
 
-    A subclass's ``attach`` is its table of events. What it touches outside its engine (a hook, a
-    signal, a bar) it gives back in `close`.
+    The ``attach`` of a subclass is its table of events. Its `close` undoes every change outside
+    the engine: hooks, signal handlers, bars. If the process continues after an exception, use
+    ``with``, which calls `detach` at its end.
 
     Example:
         >>> class Counter(Attachable):
@@ -56,11 +57,11 @@ class Attachable:
 
     def __init__(self) -> None:
         self._engines: list[weakref.ref[Engine]] = []
-        # The handler is kept: of a filtered event's handler, Ignite itself keeps a weak reference.
+        # Keeps the handlers alive: for an event with a filter, Ignite holds only a weak reference.
         self._rows: list[tuple[weakref.ref[Engine], Any, Callable[..., Any], tuple[Any, ...]]] = []
 
     def detach(self) -> None:
-        """Take back every event handler, then `close`."""
+        """Remove every event handler, then `close`."""
         for reference, event, handler, _ in self._rows:
             engine = reference()
             if engine is not None and engine.has_event_handler(handler, event):
@@ -70,73 +71,52 @@ class Attachable:
         self.close()
 
     def close(self) -> None:
-        """Give back what is touched outside the engine; here nothing."""
+        """Undo the changes outside the engine; the base class makes none."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     def _attach(self, engine: Engine, *rows: Any) -> Self:
-        """Add ``(event, handler, *arguments)`` rows to the engine whose runs this handler follows.
+        """Follow an engine's runs, and add ``(event, handler, *arguments)`` rows to it.
 
         Raises:
             ValueError: it is attached to this engine already, or the engine is running.
         """
+        name = type(self).__name__
         if self._follows(engine):
-            raise ValueError(
-                f"{type(self).__name__} is attached to this engine already: detach() it first"
-            )
+            raise ValueError(f"{name} is attached to this engine already: detach() it first")
         if engine in running_engines() and engine.last_event_name != Events.STARTED:
-            raise ValueError(
-                f"{type(self).__name__} is attached in the middle of a run: attach it before run()"
-            )
+            raise ValueError(f"{name} is attached in the middle of a run: attach it before run()")
         self._engines.append(weakref.ref(engine))
         self._listen(engine, (Events.STARTED, self._start), *rows)
         return self
 
     def _listen(self, engine: Engine, *rows: Any) -> None:
-        """Add rows to an engine, each once."""
-        known = [(reference(), *row) for reference, *row in self._rows]
+        """Add rows to an engine, except those added before."""
         for event, handler, *arguments in rows:
-            if (engine, event, handler, tuple(arguments)) not in known:
+            row = weakref.ref(engine), event, handler, tuple(arguments)
+            if row not in self._rows:
                 engine.add_event_handler(event, handler, *arguments)
-                self._rows.append((weakref.ref(engine), event, handler, tuple(arguments)))
+                self._rows.append(row)
 
     def _listen_to_each(
         self, evaluators: Mapping[str, Engine], handler: Callable[[Engine, str], None]
     ) -> None:
-        """Call a handler with each evaluator and its name, once all of its metrics are there.
-
-        Raises:
-            ValueError: one evaluator has two names.
-        """
+        """Call a handler with each evaluator and its name, after its metrics are computed."""
         if len(set(map(id, evaluators.values()))) < len(evaluators):
             raise ValueError(
-                f"{type(self).__name__}: one evaluator has two names, {', '.join(evaluators)}: its "
-                "metrics could be told apart by nothing; make an evaluator for each"
+                f"{type(self).__name__}: one evaluator has two names, {', '.join(evaluators)}: "
+                "create an evaluator for each name"
             )
         for name, evaluator in evaluators.items():
-            self._listen(
-                evaluator,
-                (Events.STARTED, self._go_last),
-                (Events.COMPLETED, handler, name),
-            )
+            rows = (Events.STARTED, self._go_last), (Events.COMPLETED, handler, name)
+            self._listen(evaluator, *rows)
 
     def _at_next(self, engine: Engine, event: Any, handler: Callable[[Engine], None]) -> None:
-        """Call a handler once, when the event fires next, after all others: nothing an iteration.
-
-        Args:
-            engine: whose event.
-            event: without a filter.
-            handler: given the engine.
-        """
+        """Call a handler once, after the others of the next event; the event has no filter."""
 
         def once(engine: Engine) -> None:
             engine.remove_event_handler(once, event)
@@ -148,38 +128,28 @@ class Attachable:
         engine.add_event_handler(event, once)
 
     def _go_last(self, engine: Engine, *events: Any) -> None:
-        """Run after all handlers that were attached in the meantime: their order then is no matter.
+        """Move this handler's rows to the end, so that the order of attaching does not matter.
 
-        Args:
-            engine: whose rows move to the end.
-            events: of which events; of all but ``STARTED``, which may be firing, when left out.
+        Only rows of ``events`` move; by default all but ``STARTED``, which may be firing.
         """
         for reference, event, handler, arguments in self._rows:
             moves = event in events if events else event != Events.STARTED
-            # What is no longer there the user has taken away.
+            # The user may have removed the handler.
             if moves and reference() is engine and engine.has_event_handler(handler, event):
                 engine.remove_event_handler(handler, event)
                 engine.add_event_handler(event, handler, *arguments)
 
     def _running(self, frame: FrameType | None = None) -> Engine | None:
-        """The engine among those it is attached to whose run is going on."""
-        frame = frame or inspect.currentframe()
-        while frame is not None:  # as running_engines, without the cost of a generator
-            if frame.f_code is RUN_CODE:
-                engine: Engine = frame.f_locals["self"]
-                if self._follows(engine):
-                    return engine
-            frame = frame.f_back
-        return None
+        """The running engine that this handler is attached to, if any."""
+        return next(filter(self._follows, running_engines(frame)), None)
 
     def _follows(self, engine: Engine) -> bool:
-        return engine in [reference() for reference in self._engines]
+        return weakref.ref(engine) in self._engines
 
     def _start(self, engine: Engine) -> None:
-        engine.state.reading = None  # type: ignore[attr-defined]  # of the last run's last iteration
-        others = (other for other in running_engines() if other is not engine)
-        if any(map(self._follows, others)):
+        engine.state.reading = None  # type: ignore[attr-defined]  # left by the previous run
+        if any(other is not engine and self._follows(other) for other in running_engines()):
             raise ValueError(
-                f"one {type(self).__name__} is attached to two engines, of which one runs within "
-                "the other: make one for each"
+                f"one {type(self).__name__} is attached to two engines, and one of them runs "
+                "inside the other: create one for each engine"
             )

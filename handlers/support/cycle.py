@@ -1,4 +1,4 @@
-"""The one-cycle formula: rate and momentum of a step, from its number alone."""
+"""The one-cycle formula: the learning rate and momentum of any step, from its number."""
 
 import math
 from typing import Any
@@ -12,19 +12,18 @@ _LEVEL = ("max_momentum", "max_momentum")
 
 
 class Cycle:
-    """What torch's `OneCycleLR` sets at each step, in constant time and in any order.
+    """The values that torch's `OneCycleLR` sets, in constant time and for steps in any order.
 
-    `OneCycleLR` itself, over a stand-in optimizer, checks the options and derives the rates that
-    each group moves between. The formula repeats its operations in their order, so that every bit
-    is equal.
+    `OneCycleLR` itself, with a stand-in optimizer, checks the options and computes the limits of
+    rate and momentum. The formula does its operations in the same order, so every bit is equal.
 
     Args:
-        optimizer: its groups are read, and not written to.
+        optimizer: its groups are only read.
         total_steps: length of the cycle.
         options: the other arguments of `OneCycleLR`.
 
     Raises:
-        ValueError: an option is out of range, or a phase has no length.
+        ValueError: an option is out of range, or a phase has zero length.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, options: dict[str, Any]) -> None:
@@ -48,7 +47,7 @@ class Cycle:
                 "of zero length: change pct_start or train for more iterations"
             ) from None
         self._groups = stand_in.param_groups
-        # Last step of each phase, and where the rate and the momentum go from and to.
+        # For each phase: its last step, then the start and end of the rate and of the momentum.
         peak, last = options["pct_start"] * total_steps - 1, total_steps - 1
         self._phases = [(peak, ("initial_lr", "max_lr"), _DOWN)]
         if options["three_phase"]:
@@ -58,14 +57,14 @@ class Cycle:
             self._phases.append((last, ("max_lr", "min_lr"), _UP))
 
     def at(self, step: int) -> list[dict[str, Any]]:
-        """For each group, ``lr`` and, where it is cycled, ``momentum`` or ``betas``."""
+        """For each group ``lr`` and, if momentum is cycled, ``momentum`` or ``betas``."""
         begin = 0.0
         for phase in self._phases:
             if step <= phase[0]:
                 break
             begin = phase[0]
         end, rate, momentum = phase
-        share = (step - begin) / (end - begin)  # of the phase that is done
+        share = (step - begin) / (end - begin)  # completed part of the phase
         values = [{"lr": self._anneal(group, rate, share)} for group in self._groups]
         if self._momentum_key is not None:
             for value, group in zip(values, self._groups, strict=True):

@@ -1,4 +1,4 @@
-"""Where `BatchLogger` writes: a bar or plain lines, and a file."""
+"""The output of `BatchLogger`: a bar or plain lines, and a log file."""
 
 import contextlib
 import os
@@ -10,26 +10,26 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 BAR_INTERVAL = 0.1  # seconds between two redraws of a bar: tqdm's own mininterval
-LINE_INTERVAL = 30.0  # seconds between two plain lines where there is no terminal
+LINE_INTERVAL = 30.0  # seconds between two plain lines if there is no terminal
 
 
 class Display:
-    """One bar in a terminal or notebook, plain lines elsewhere, and a copy of the lines on disk."""
+    """A bar in a terminal or notebook, plain lines elsewhere, and a copy of the lines on disk."""
 
     def __init__(self, file: TextIO | None, log_path: Path | None) -> None:
         self._file = file
         self._log_path = log_path
         self._bar: Any = None
-        self._total: Any = None  # batches of the epoch, None where it is not known
+        self._total: Any = None  # batches of the epoch, None if unknown
 
     @property
     def file(self) -> TextIO | None:
-        return self._file or sys.stdout  # None where the process was started without one
+        return self._file or sys.stdout  # None if the process has no standard output
 
     def line(self, text: str) -> None:
         if self._bar is None:
             self._print(text)
-        else:  # above the bar, which is drawn anew
+        else:  # prints above the bar and redraws it
             self._bar.write(text, file=self.file)
         self._append(text)
 
@@ -64,7 +64,7 @@ class Display:
 
     def _meter(self, batches: int, description: str) -> str:
         encoding = getattr(self.file, "encoding", None) or "utf-8"
-        meter: str = tqdm.format_meter(
+        return tqdm.format_meter(
             batches,
             self._total,
             time.monotonic() - self._started,
@@ -72,7 +72,6 @@ class Display:
             prefix=description,
             ascii=not encoding.lower().startswith("utf"),
         )
-        return meter
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end the training
@@ -80,7 +79,7 @@ class Display:
 
     def _append(self, text: str) -> None:
         if self._log_path is not None:
-            # Nor must a full disk: what is written here stands in the history too.
+            # A full disk must not end the training either: the history has the same numbers.
             with contextlib.suppress(OSError):
                 self._log_path.parent.mkdir(parents=True, exist_ok=True)
                 with self._log_path.open("a", encoding="utf-8") as log:
@@ -89,7 +88,7 @@ class Display:
 
 def _shows_bars(file: TextIO | None) -> bool:
     if "ipykernel.zmqshell" in sys.modules:
-        return True  # a notebook draws a widget
+        return True  # drawn as a widget in a notebook
     try:
         return file is not None and file.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # closed

@@ -1,23 +1,22 @@
-"""When a loss has exploded, decided on the device."""
+"""Detects an exploding loss, on the device."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WINDOW = 50  # iterations whose median loss is the measure
-PATIENCE = 5  # losses in a row: a single bad batch is no explosion
+WINDOW = 50  # iterations; their median loss is the reference
+PATIENCE = 5  # high losses in a row: one bad batch is not an explosion
 
 
 class ExplosionAlarm:
-    """Goes off when 5 losses in a row are many times the median of the last 50.
+    """Goes off after 5 losses in a row that exceed ``ratio`` times the median of the last 50.
 
-    The losses stay on the device, in a ring of 50, and so does the answer. The median is taken
-    every fifth iteration.
+    The losses and the answer stay on the device. The median is computed every fifth iteration.
 
     Args:
-        ratio: how many times the median.
-        device: of the losses.
+        ratio: limit of the loss, as a multiple of the median.
+        device: device of the losses.
 
     Attributes:
         exploded: 0-d tensor on the device, 1 from the first explosion on.
@@ -31,14 +30,14 @@ class ExplosionAlarm:
     def __init__(self, ratio: float, device: torch.device) -> None:
         self.ratio = ratio
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Nothing is above the median until half of the ring is known.
+        # Ring buffers. Until half of the losses are known, the median is infinite: no loss is high.
         self._losses = torch.full((WINDOW,), torch.inf, dtype=dtype, device=device)
         self._limit = torch.full((), torch.inf, dtype=dtype, device=device)
-        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)  # a ring, too
+        self._high = torch.zeros(PATIENCE, dtype=torch.bool, device=device)
         self.exploded = torch.zeros((), device=device)
 
     def hear(self, loss: Any, iteration: int) -> Tensor:
-        """Take the loss of an iteration; `exploded`."""
+        """Take the loss of an iteration and return `exploded`."""
         loss = torch.as_tensor(loss, dtype=self._losses.dtype, device=self._losses.device)
         if iteration % PATIENCE == 0:
             torch.mul(self._losses.median(), self.ratio, out=self._limit)

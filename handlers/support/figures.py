@@ -1,6 +1,6 @@
-"""Every picture that the library draws, and the only file that knows matplotlib.
+"""All figures of the library, in the only file that imports matplotlib.
 
-matplotlib is imported when a figure is made: it takes 0.4 s, which only the end of a run needs.
+The import takes 0.4 s and waits until the first figure, as only the end of a run needs one.
 """
 
 import io
@@ -24,8 +24,8 @@ SPLITS = {"train": "Training", "test": "Test", "val": "Validation"}
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which draws itself without a screen."""
-    # Never pyplot, whose figures are global.
+    """An empty figure, its size in inches, that needs no screen."""
+    # Not from pyplot, whose figures are global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,7 +38,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG.
 
     Raises:
-        OSError: it could not be written; an old picture stands.
+        OSError: the write failed; the file keeps its old picture.
     """
     png = io.BytesIO()
     figure.savefig(png, format="png")
@@ -47,20 +47,16 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 def pixels(figure: "Figure") -> NDArray[np.uint8]:
     """The drawn figure, uint8 (H, W, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
 
 
 def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str = "") -> "Figure":
-    """Loss and accuracy over the epochs, what else was measured, and the learning rate below.
+    """Loss, accuracy and other measured numbers over the epochs, with the learning rate below.
 
     Args:
-        rows: one dict an epoch, as in ``history.csv``.
-        rates: learning rate of every iteration; each epoch's first is drawn when left out.
-        title: stands above the panels.
+        rows: one dict per epoch, as in ``history.csv``.
+        rates: learning rate of every iteration; default: of the first iteration of each epoch.
+        title: title of the figure.
 
     Example:
         >>> row = dict(epoch=1, iteration=3, lr=0.1, train_loss=1.0, train_accuracy=0.5,
@@ -69,7 +65,7 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         ['Training loss', 'Test loss']
     """
     panels = _panels(rows)
-    height = math.ceil(len(panels) / 2)  # in rows of two
+    height = math.ceil(len(panels) / 2)  # two panels per row
     figure = new_figure(9, 2 + 3 * height)
     figure.suptitle(title)
     grid = figure.add_gridspec(height + 1, 2, height_ratios=(*[1] * height, 0.6))
@@ -77,12 +73,9 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     for index, (column, name) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[divmod(index, 2)])
         axes.set_title(name, loc="left")
-        _draw_panel(axes, epochs, _numbers(rows, column), is_accuracy=column.endswith("accuracy"))
-    axes = figure.add_subplot(grid[height, :])
-    if rates:
-        _draw_rates(axes, rates)
-    else:
-        _draw_rates(axes, _numbers(rows, "lr"), "epoch")
+        _draw_panel(axes, epochs, _numbers(rows, column), column.endswith("accuracy"))
+    unit, lr = ("iteration", rates) if rates else ("epoch", _numbers(rows, "lr"))
+    _draw_line(figure.add_subplot(grid[height, :]), "Learning rate", lr, unit)
     return figure
 
 
@@ -95,20 +88,17 @@ def draw_schedule(rates: Sequence[float], momenta: Sequence[float]) -> "Figure":
     """
     figure = new_figure(9, 3)
     left, right = figure.subplots(1, 2)
-    _draw_rates(left, rates)
-    right.set_title("Momentum", loc="left")
-    right.plot(range(1, len(momenta) + 1), momenta)
-    right.set_xlabel("iteration")
-    right.grid(alpha=0.3)
+    _draw_line(left, "Learning rate", rates)
+    _draw_line(right, "Momentum", momenta)
     return figure
 
 
 def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
-    """The losses over the rate, with a line at each rule's rate and where the loss diverged.
+    """Loss against learning rate, with a line at each rule's rate and at the diverging rate.
 
     Args:
-        curves: one a repeat.
-        title: stands above the picture.
+        curves: one per repeat.
+        title: title of the figure.
     """
     figure = new_figure(9, 5)
     axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
@@ -125,7 +115,7 @@ def draw_lr_curves(curves: Sequence[LRCurve], *, title: str = "") -> "Figure":
                 axes.axvline(rate, color=f"C{number}")
     low = min(min(curve.losses) for curve in curves)
     high = max(max(curve.smoothed[: curve.lowest + 1]) for curve in curves)
-    if low < high:  # half the height for the way down, which an explosion would flatten
+    if low < high:  # the descent gets half the height: an exploding loss would flatten it
         axes.set_ylim(low, 2 * high - low)
     axes.legend()
     return figure
@@ -135,9 +125,9 @@ def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str 
     """Write ``lr_finder.png`` and ``lr_finder.csv``.
 
     Args:
-        curves: one a repeat.
-        folder: made where it is missing.
-        title: stands above the picture.
+        curves: one per repeat.
+        folder: created if it is missing.
+        title: title of the figure.
 
     Raises:
         OSError: a file could not be written.
@@ -148,7 +138,7 @@ def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str 
 
 
 def format_rates(rates: Iterable[float | None]) -> str:
-    """The rates that several repeats gave, as text.
+    """The range of the rates that several repeats gave, as text.
 
     Example:
         >>> format_rates([0.02, None, 0.01]), format_rates([0.02]), format_rates([None])
@@ -170,16 +160,14 @@ def _panels(rows: Sequence[Row]) -> dict[str, str]:
         for split in ("train", evaluated)
     }
     known = {*usual, *BEGINNING, *END}
-    others = dict.fromkeys(column for row in rows for column in row if column not in known)
+    others = {c: c.replace("_", " ") for row in rows for c in row if c not in known}
     if not others:
         return usual
     measured = [c for c in usual if any(row.get(c) is not None for row in rows)]
-    return {c: usual[c] for c in measured} | {c: c.replace("_", " ") for c in others}
+    return {c: usual[c] for c in measured} | others
 
 
-def _draw_panel(
-    axes: "Axes", epochs: Sequence[float], values: Sequence[float], *, is_accuracy: bool
-) -> None:
+def _draw_panel(axes: "Axes", epochs: list[float], values: list[float], is_accuracy: bool) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     measured = [value for value in values if not math.isnan(value)]
@@ -196,9 +184,9 @@ def _draw_panel(
     axes.grid(alpha=0.3)
 
 
-def _draw_rates(axes: "Axes", rates: Sequence[float], unit: str = "iteration") -> None:
-    axes.set_title("Learning rate", loc="left")
-    axes.plot(range(1, len(rates) + 1), rates, marker="." if unit == "epoch" else "")
+def _draw_line(axes: "Axes", title: str, values: Sequence[float], unit: str = "iteration") -> None:
+    axes.set_title(title, loc="left")
+    axes.plot(range(1, len(values) + 1), values, marker="." if unit == "epoch" else "")
     axes.set_xlabel(unit)
     axes.grid(alpha=0.3)
 

@@ -1,4 +1,4 @@
-"""``history.csv``: a row an epoch, a column a number."""
+"""``history.csv``: one row per epoch, one column per measured number."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ _NUMBER = {"epoch": int, "iteration": int}  # the others are floats
 
 
 def columns(*splits: str) -> tuple[str, ...]:
-    """The columns of ``history.csv``; other numbers, under their own names, come after them.
+    """The standard columns of ``history.csv``; columns for other numbers follow them.
 
     Args:
-        splits: prefixes of the columns of loss and accuracy.
+        splits: prefixes of the loss and accuracy columns.
 
     Example:
         >>> ",".join(columns("train"))
@@ -27,10 +27,10 @@ def columns(*splits: str) -> tuple[str, ...]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Replace the file by these rows.
+    """Replace the file's content with these rows.
 
     Raises:
-        OSError: it could not be written; the old rows stand.
+        OSError: the write failed; the file keeps its old rows.
     """
     header = dict.fromkeys(column for row in rows for column in row)
     text = io.StringIO(newline="")
@@ -49,8 +49,8 @@ def read_csv(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not {*BEGINNING, *END} <= set(reader.fieldnames or ()):
-            header = ",".join(columns("train", "test"))
-            raise ValueError(f"{path} is not a history: its first line should be {header}")
+            required = ", ".join((*BEGINNING, *END))
+            raise ValueError(f"{path} is not a history: its first line must name {required}")
         return [
             {key: _NUMBER.get(key, float)(value) if value else None for key, value in row.items()}
             for row in reader

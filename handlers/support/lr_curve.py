@@ -1,7 +1,5 @@
-"""The losses of a range test, and the learning rate that each rule reads from them."""
+"""The losses of a learning rate range test, and the rates that three rules read from them."""
 
-import csv
-import io
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ultimus_ignite.handlers.support.files import replace_file
+from ultimus_ignite.handlers.support.history_csv import Row, write_csv
 
-MEMORY = 0.95  # of the running mean of the loss: about the last 20 iterations
-DIVERGED = 4.0  # times the best smoothed loss
+MEMORY = 0.95  # decay of the running mean of the loss: about the last 20 iterations
+DIVERGED = 4.0  # multiple of the best smoothed loss
 COLUMNS = ("repeat", "iteration", "lr", "loss", "smoothed_loss")
 
 
@@ -21,16 +19,16 @@ COLUMNS = ("repeat", "iteration", "lr", "loss", "smoothed_loss")
 class LRCurve:
     """Loss against learning rate, and the rates that three rules read from it.
 
-    Every rule reads the smoothed loss: the exponential moving mean, divided by the sum of its
-    weights as in Adam, so that the first losses count no more than their share. A rule that finds
-    its answer at an edge of what was tested has none: the true place lies beyond.
+    Every rule reads the smoothed loss: the exponential moving mean with Adam's bias correction, so
+    that the first losses are not overweighted. A rule whose answer is the first or last tested
+    rate returns None, as the true answer may lie outside the tested range.
 
     Attributes:
         rates: rate of each step, rising.
         losses: loss of each step.
         smoothed: running mean of the losses.
-        diverged_at: rate of the step whose loss was not finite, or brought the running mean above
-            4 times its best; None where the test went to its end.
+        diverged_at: rate of the step whose loss was not finite, or raised the running mean above
+            4 times its best; None if the test reached its end.
 
     Example:
         >>> curve = LRCurve()
@@ -49,11 +47,11 @@ class LRCurve:
     diverged_at: float | None = None
 
     def add(self, rate: float, loss: float) -> None:
-        """Take one step up; a loss that has diverged is not kept."""
+        """Add the next step; a diverged loss only sets ``diverged_at``."""
         last, best = (self.smoothed[-1], min(self.smoothed)) if self.smoothed else (loss, loss)
         weights = (1 - MEMORY ** (len(self.losses) + 1)) / (1 - MEMORY)  # 1 + 0.95 + 0.95^2 + ...
         smoothed = last + (loss - last) / weights
-        # A best loss below 0 has no multiple that would be worse.
+        # With a best loss below 0, no multiple of it is worse.
         if not math.isfinite(loss) or 0 < DIVERGED * best < smoothed:
             self.diverged_at = rate
         else:
@@ -62,7 +60,7 @@ class LRCurve:
             self.smoothed.append(smoothed)
 
     def suggestions(self) -> dict[str, float | None]:
-        """The rate that each rule gives, None where it gives none."""
+        """The rate that each rule gives, or None."""
         return {"minimum": self.minimum(), "steepest": self.steepest(), "valley": self.valley()}
 
     @property
@@ -71,16 +69,13 @@ class LRCurve:
         return int(np.argmin(self.smoothed))
 
     def minimum(self) -> float | None:
-        """Rate at the lowest smoothed loss.
-
-        None where the loss never fell, or was still falling at the last rate.
-        """
+        """Rate at the lowest smoothed loss; None if it is the first or the last rate."""
         return self._inside(self.lowest)
 
     def steepest(self) -> float | None:
-        """Rate at which the smoothed loss falls fastest, per factor of the rate, on its way down.
+        """Rate where the smoothed loss falls fastest against log(rate), before its minimum.
 
-        The first tenth counts as one step: the mean of so few losses is still rough.
+        The first tenth of the steps counts as one: the mean of so few losses is still noisy.
         """
         count = len(self.rates)
         if count < 3:
@@ -93,18 +88,18 @@ class LRCurve:
     def valley(self) -> float | None:
         """Rate halfway down the longest descent; fastai's default rule.
 
-        The longest decreasing subsequence of the smoothed loss, then the middle of the second
-        third of its length, counted back from its end. By ESRI; published as
+        Take the longest decreasing subsequence of the smoothed loss. The answer is the middle of
+        the second third of its length, counted back from its end. By ESRI; published as
         ``fastai.callback.schedule.valley``, https://docs.fast.ai/callback.schedule.html.
         """
-        lasts: list[float] = []  # lasts[k]: highest loss, negated, that ends a descent of k + 1
+        lasts: list[float] = []  # lasts[k]: the highest last loss of a descent of k + 1, negated
         length = end = 0
         for index, loss in enumerate(self.smoothed):
             place = bisect_left(lasts, -loss)
             lasts[place : place + 1] = [-loss]
             if place + 1 > length:
                 length, end = place + 1, index
-        # Rounded as published, so that both give the same rate on the same losses.
+        # Rounded as in fastai, so that both give the same rate for the same losses.
         return self._inside(end - length + length // 3 + length // 6) if length > 2 else None
 
     def _inside(self, index: int) -> float | None:
@@ -112,16 +107,9 @@ class LRCurve:
 
 
 def write_lr_curves(curves: Sequence[LRCurve], path: Path) -> None:
-    """Replace a CSV file by the losses of each curve.
-
-    Args:
-        curves: one a repeat.
-        path: of the file.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    """Write a CSV file with one row per step; ``curves`` has one curve per repeat."""
+    rows: list[Row] = []
     for repeat, curve in enumerate(curves, start=1):
-        for i, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
-            writer.writerow((repeat, i + 1, *row))
-    replace_file(path, text.getvalue().encode())
+        for i, step in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
+            rows.append(dict(zip(COLUMNS, (repeat, i + 1, *step), strict=True)))
+    write_csv(rows, path)

@@ -1,4 +1,4 @@
-"""A DataLoader whose workers outlive the signal that ends their run."""
+"""A DataLoader whose workers survive the signal that ends the run."""
 
 import multiprocessing
 import signal
@@ -12,17 +12,16 @@ from torch.utils.data import DataLoader
 
 
 class SparingLoader:
-    """Starts a loader's workers so that the first of some signals does not end them.
+    """Starts a loader's workers so that they ignore a signal the first time it arrives.
 
-    A terminal and a batch system send a signal to the whole process group. Workers that died of it
-    would take the run with them, before it could save. From their first moment the signals are
-    blocked, as a process inherits; once they have a handler of their own, the first signal is
-    passed over and the second ends them. The loader itself is as before when its iterator is made.
-    A fork server that is started meanwhile keeps them blocked, for its other children, too.
+    A terminal and a batch system send a signal to the whole process group. If it killed a worker,
+    the run would fail before it could save. So the workers start with the signals blocked, until
+    each has a handler that ignores the first signal; a second one kills it. The loader itself does
+    not change. A fork server started meanwhile blocks the signals in all of its children.
 
     Args:
-        loader: what is iterated over; its other attributes can be reached.
-        signals: which ones.
+        loader: the loader to iterate over; its attributes are attributes of this object too.
+        signals: the signals to ignore once.
     """
 
     def __init__(self, loader: DataLoader[Any], signals: Sequence[signal.Signals]) -> None:
@@ -33,10 +32,10 @@ class SparingLoader:
         init = self.loader.worker_init_fn
         context = self.loader.multiprocessing_context or multiprocessing
         if context.get_start_method() != "fork":
-            resource_tracker.ensure_running()  # when it starts, it unblocks the signals
+            resource_tracker.ensure_running()  # its start would unblock the signals
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         try:
-            self.loader.worker_init_fn = partial(_pass_over_the_first, self.signals, init)
+            self.loader.worker_init_fn = partial(_ignore_the_first, self.signals, init)
             return iter(self.loader)
         finally:
             self.loader.worker_init_fn = init
@@ -46,21 +45,21 @@ class SparingLoader:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # of a copy that is being made
+        if name == "loader":  # not set yet in an object that is being copied
             raise AttributeError(name)
         return getattr(self.loader, name)
 
 
-def _pass_over_the_first(
+def _ignore_the_first(
     signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker: int
 ) -> None:
-    """In a worker: a handler for each signal, then the loader's own ``worker_init_fn``."""
+    """In a worker: set a handler for each signal, then call the loader's ``worker_init_fn``."""
 
-    def pass_over(number: int, frame: FrameType | None) -> None:
+    def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
-        signal.signal(number, pass_over)
+        signal.signal(number, ignore_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     if init is not None:
         init(worker)

@@ -20,7 +20,7 @@ def test_what_is_wrong_is_said_and_the_other_checks_go_on(tmp_path):
     lines = answer.stdout.splitlines()
     assert lines[1].startswith("FIX  output folder: ")
     assert lines[2].startswith("FIX  data and device: ")
-    assert "2 checks failed" in answer.stderr
+    assert "2 of 3 checks failed" in answer.stderr
 
 
 def test_a_device_that_cannot_train_is_noticed(tmp_path):

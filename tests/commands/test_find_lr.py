@@ -104,7 +104,7 @@ def test_repeats_take_the_next_seeds_and_give_each_rules_range(find, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--start-lr", 0.1, "--end-lr", 0.01], "start_lr must lie .* below end_lr"),
+        (["--start-lr", 0.1, "--end-lr", 0.01], "start_lr < end_lr"),
         (["--start-lr", 0], "start_lr"),
         (["--iterations", 0], "iterations must be at least 3, got 0"),
         (["--repeats", 0], "--repeats must be at least 1, got 0"),

@@ -480,7 +480,7 @@ def sixteen_bit_image(root: Path) -> Path:
         (text_for_image, "not a readable image"),
         (cut_image, "not a readable image"),
         (empty_image, "not a readable image"),
-        (sixteen_bit_image, "expected 8 bits a channel, got Pillow's mode I;16"),
+        (sixteen_bit_image, "expected 8 bits per channel, got Pillow's mode I;16"),
     ],
 )
 def test_a_malformed_folder_is_refused_by_name(

@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ultimus_ignite.data import sources
+from ultimus_ignite.data import cifar
 from ultimus_ignite.data.sources import DataError, load
 
 # digits
@@ -284,13 +284,13 @@ def test_what_another_process_unpacked_meanwhile_is_used(
 ) -> None:
     server.content = cifar10.content
     expected = load("cifar10", tmp_path / "other").sha256
-    real = sources._download
+    real = cifar._download
 
     def slow_download(url: str, archive: Path, md5: str) -> None:
         real(url, archive, md5)
         shutil.copytree(tmp_path / "other", tmp_path / "data", dirs_exist_ok=True)
 
-    monkeypatch.setattr(sources, "_download", slow_download)
+    monkeypatch.setattr(cifar, "_download", slow_download)
     assert load("cifar10", tmp_path / "data").sha256 == expected
     assert [path.name for path in (tmp_path / "data").iterdir()] == [CIFAR10.base_folder]
 
@@ -325,7 +325,7 @@ def test_a_server_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_server_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(sources, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(cifar, "_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/archive.tar.gz"
         monkeypatch.setattr(CIFAR10, "url", url)

@@ -394,7 +394,7 @@ def test_one_evaluator_of_two_names_is_refused(name, script):
 
 @pytest.mark.parametrize("name", ["BatchLogger", "History"])
 def test_a_model_for_an_optimizer_is_refused(name):
-    with pytest.raises(TypeError, match=f"{name} reads the rate of an optimizer, got Linear"):
+    with pytest.raises(TypeError, match=f"{name} needs an optimizer, got Linear"):
         getattr(handlers, name)(nn.Linear(1, 1))
 
 

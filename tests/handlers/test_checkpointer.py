@@ -514,7 +514,7 @@ def test_a_step_that_comes_again_is_refused(tmp_path):
     checkpointer.global_step_transform = lambda engine, event: trainer.state.epoch
     checkpointer.attach(evaluator)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: evaluator.run([0]))
-    with pytest.raises(CheckpointError, match="step 1 comes again at iteration 3: let"):
+    with pytest.raises(CheckpointError, match="step 1 repeats at iteration 3: return"):
         trainer.run(range(3), max_epochs=2)
 
 
@@ -561,7 +561,7 @@ def test_two_in_one_folder_are_refused_before_the_first_iteration(tmp_path):
 
 
 def test_names_of_its_own_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="to_save: best, run is the checkpoint's own name"):
+    with pytest.raises(ValueError, match="to_save: best, run: a checkpoint's own entry"):
         Checkpointer({"best": nn.Linear(1, 1), "run": nn.Linear(1, 1)}, directory=tmp_path)
 
 
@@ -570,7 +570,7 @@ def test_a_score_that_is_no_number_is_refused_by_name(tmp_path, score):
     trainer, _, _, checkpointer = script(tmp_path)
     checkpointer.score_function = lambda engine: score
     checkpointer.attach(trainer)
-    with pytest.raises(TypeError, match="Checkpointer: score_function must give a number"):
+    with pytest.raises(TypeError, match="Checkpointer: score_function gave .*, not a number"):
         trainer.run(range(3))
 
 

@@ -2,6 +2,7 @@ import csv
 import errno
 import math
 import os
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -388,3 +389,31 @@ def test_runs_of_one_iteration_each_are_read_anew():
         trainer.run([loss])
         means.append(history.rows[0]["train_loss"])
     assert means == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_the_seconds_of_a_resumed_run_are_those_of_its_iterations(monkeypatch, cut):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def make():
+        trainer = Engine(lambda engine, batch: clock.__setitem__(0, clock[0] + 1.0) or 1.0)
+        return trainer, History(torch.optim.SGD([torch.zeros(1)], lr=0.1)).attach(trainer)
+
+    states = {}
+    trainer, whole = make()
+    for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
+        trainer.add_event_handler(
+            event,
+            lambda engine: states.update(
+                {engine.state.iteration: (engine.state_dict(), whole.state_dict())}
+            ),
+        )
+    trainer.run(range(4), max_epochs=2)
+    assert [row["seconds"] for row in whole.rows] == [4.0, 4.0]
+    clock[0] += 1000.0  # between the kill and the resume
+    trainer, resumed = make()
+    trainer.load_state_dict(states[cut][0])
+    resumed.load_state_dict(states[cut][1])
+    trainer.run(range(4), max_epochs=2)
+    assert [row["seconds"] for row in resumed.rows] == [4.0, 4.0]

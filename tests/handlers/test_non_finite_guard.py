@@ -353,7 +353,7 @@ def test_a_pair_of_optimizers_is_guarded_by_a_pair():
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"Linear is no torch\.optim\.Optimizer"):
+    with pytest.raises(ValueError, match=r"needs a torch\.optim\.Optimizer, got Linear"):
         NonFiniteGuard(nn.Linear(1, 1))
 
 

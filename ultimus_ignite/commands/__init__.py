@@ -1,1 +1,1 @@
-"""The subcommands, one module each with a `main`; `arguments` holds what they share."""
+"""The subcommands: one module each, with a `main`; they share the flags in `arguments`."""

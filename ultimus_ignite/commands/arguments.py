@@ -1,7 +1,8 @@
-"""What the subcommands share: their flags, and how a command line becomes a recipe."""
+"""The flags that the subcommands share, and how a command line becomes a recipe."""
 
 import argparse
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Sequence
@@ -28,11 +29,11 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArguments(Arguments):
-    """The flags of a subcommand that works with a recipe: every field of it is one."""
+    """The flags of a subcommand that takes a recipe; every field of the recipe is a flag."""
 
     recipe: tyro.conf.OmitArgPrefixes[Recipe]
     recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "classic"
-    """Named recipe that the other flags start from."""
+    """Named recipe; flags such as --epochs change its fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,15 @@ class RunArguments(RecipeArguments):
     """The flags of a run."""
 
     out: Path | None = None
-    """Folder of the run; runs/RECIPE when left out."""
+    """Folder of the run; runs/RECIPE if not given."""
     resume: Flag = False
-    """Continue the run in --out; begin one if there is none."""
+    """Continue the run in --out, or begin one if there is none."""
     extend_epochs: Flag = False
-    """Allow --resume with other --epochs than the run was begun with."""
+    """Allow --resume with another number of --epochs than the run began with."""
 
     @property
     def directory(self) -> RunDirectory:
-        """Where the run lives."""
+        """The folder of the run."""
         return RunDirectory(self.out or Path("runs") / self.recipe_name)
 
 
@@ -57,24 +58,15 @@ AnyRecipeArguments = TypeVar("AnyRecipeArguments", bound=RecipeArguments)
 
 
 def parse(
-    arguments: type[AnyArguments],
-    prog: str,
-    argv: Sequence[str],
-    default: Any = None,
+    arguments: type[AnyArguments], prog: str, argv: Sequence[str], default: Any = None
 ) -> AnyArguments:
-    """Read flags by tyro, whose complaint becomes one line.
+    """Parse flags with tyro; its error message becomes a one-line `UserError`.
 
-    Args:
-        arguments: the dataclass of the flags; its docstring is the help text.
-        prog: the command's name.
-        argv: what was typed after it.
-        default: the values of flags that were not typed.
-
-    Raises:
-        UserError: an argument is unknown, missing or malformed.
+    The docstring of the dataclass ``arguments`` is the help text, and ``default`` is an instance of
+    it with the values of the flags that are not in ``argv``.
     """
     complaint = io.StringIO()
-    description = f"{arguments.__doc__}\n\n{ExitCode.table()}"
+    description = f"{inspect.getdoc(arguments)}\n\n{ExitCode.table()}"
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: AnyArguments = tyro.cli(
@@ -90,17 +82,7 @@ def parse(
 def parse_recipe(
     arguments: type[AnyRecipeArguments], prog: str, argv: Sequence[str], **changes: Any
 ) -> AnyRecipeArguments:
-    """Read flags that start from the recipe that ``--recipe`` names.
-
-    Args:
-        arguments: as in `parse`.
-        prog: as in `parse`.
-        argv: as in `parse`.
-        changes: fields of the recipe whose default is another one here.
-
-    Raises:
-        UserError: an argument is unknown, missing or malformed.
-    """
+    """`parse` with the defaults of the recipe that ``--recipe`` names, except for ``changes``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", default="classic", nargs="?")
     name = parser.parse_known_args([*argv])[0].recipe
@@ -109,14 +91,14 @@ def parse_recipe(
 
 
 def _without_frame(text: str) -> str:
-    """The sections of a message that tyro draws in a box, in one line and without the title.
+    """The sections of the box that tyro draws, in one line and without the title.
 
     Example:
         >>> _without_frame(" Wrong \\n -------- \\n 3 is odd \\n -------- \\n See --help ")
         '3 is odd; See --help'
     """
     _, *rows = text.splitlines()
-    # U+2500 to U+257F are Unicode's box drawings. Without them, a rule is a row of dashes.
+    # U+2500 to U+257F draw the box. Without Unicode, its rules are rows of dashes.
     inside = "\n".join(re.sub("[\u2500-\u257f]", "", row).strip() for row in rows)
     sections = re.split("^-*$", inside, flags=re.MULTILINE)
     return "; ".join(" ".join(section.split()) for section in sections if section.strip())

@@ -1,4 +1,4 @@
-"""`ultimus doctor`: would a run with these flags work? Half a minute, and nothing left behind."""
+"""`ultimus doctor`: check in half a minute that a run would work, and leave no file behind."""
 
 import importlib.metadata
 import shutil
@@ -24,25 +24,24 @@ class DoctorArguments(RunArguments):
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Print a line for each check: ok, or what to do.
-
-    Raises:
-        UserError: a check failed.
-    """
+    """Print one line per check: ``ok``, or ``FIX`` and what to do; UserError if one failed."""
     arguments = parse_recipe(DoctorArguments, prog, argv)
     recipe, out = arguments.recipe, arguments.directory.path
-    results = [report("versions", versions), report("output folder", lambda: folder(out))]
-
-    from ultimus_ignite.build import build
-
     parts: list[Parts] = []
 
     def data() -> str:
+        from ultimus_ignite.build import build
+
         parts.append(build(recipe))
         data, device = parts[0].data, parts[0].device
         return f"{data.name}, {len(data.train_images)} training images, on {device}"
 
-    if report("data and device", data):
+    results = [
+        report("versions", versions),
+        report("output folder", lambda: folder(out)),
+        report("data and device", data),
+    ]
+    if parts:
         results += [
             report("disk space", lambda: disk_space(out, parts[0])),
             report("schedule", lambda: schedule(recipe, parts[0])),
@@ -50,17 +49,15 @@ def main(prog: str, argv: Sequence[str]) -> None:
             report("checkpoint", lambda: checkpoint(parts[0])),
             report("overfits a batch", lambda: overfits_a_batch(parts[0])),
         ]
-    else:
-        results.append(False)
-    if not all(results):
-        raise UserError(f"{results.count(False)} checks failed: see the lines that begin with FIX")
+    if failed := results.count(False):
+        raise UserError(f"{failed} of {len(results)} checks failed: see the lines with FIX")
 
 
 def report(name: str, check: Callable[[], str]) -> bool:
-    """Print how a check went; whether it went well."""
+    """Print the outcome of a check; returns whether it passed."""
     try:
         print(f"ok   {name}: {check()}", flush=True)
-    except Exception as error:  # whatever it is, the user is told and the next check goes on
+    except Exception as error:  # any error is printed, and the next check runs
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"FIX  {name}: {reason}", flush=True)
         return False
@@ -74,16 +71,16 @@ def versions() -> str:
 
 
 def folder(out: Path) -> str:
-    """The run's folder can be made and written."""
+    """Check that the run's folder can be made and written."""
     place = _nearest(out)
     with tempfile.TemporaryFile(dir=place):
         return f"{out}, in {place}, can be written"
 
 
 def disk_space(out: Path, parts: "Parts") -> str:
-    """Room for three checkpoints and the one that is being written."""
+    """Check for room for three checkpoints and a fourth that is being written."""
     weights = sum(p.numel() * p.element_size() for p in parts.model.parameters())
-    needed, free = 4 * 3 * weights, shutil.disk_usage(_nearest(out)).free  # Adam keeps two more
+    needed, free = 4 * 3 * weights, shutil.disk_usage(_nearest(out)).free  # Adam has two moments
     if free < needed:
         raise UserError(f"{free / 1e6:.0f} MB free, {needed / 1e6:.0f} needed: free some")
     return f"{free / 1e9:.1f} GB free, {needed / 1e6:.1f} MB needed for checkpoints"
@@ -99,14 +96,14 @@ def schedule(recipe: Recipe, parts: "Parts") -> str:
 
 
 def evaluation(parts: "Parts") -> str:
-    """One batch through the evaluator."""
+    """Run one batch through the evaluator."""
     metrics = parts.evaluator.run(parts.evaluated.batches, epoch_length=1).metrics
     images = f"{metrics['count']} images of the {parts.evaluated.title.lower()}"
     return f"untrained loss {metrics['loss']:.3f} on {images}"
 
 
 def checkpoint(parts: "Parts") -> str:
-    """What is saved is what is loaded."""
+    """Check that a checkpoint is loaded with the same values that were saved."""
     import torch
 
     from ultimus_ignite.handlers import CheckpointStore
@@ -116,12 +113,12 @@ def checkpoint(parts: "Parts") -> str:
         path = CheckpointStore(temporary).save({"model": state}, iteration=0)
         loaded = CheckpointStore(temporary).load(path)["model"]
         if not all(torch.equal(loaded[key], value.cpu()) for key, value in state.items()):
-            raise UserError("a checkpoint does not come back as it was saved: report this")
-        return f"{path.stat().st_size / 1e3:.0f} kB, comes back bit for bit"
+            raise UserError("a loaded checkpoint differs from the saved state: report this")
+        return f"{path.stat().st_size / 1e3:.0f} kB, loaded bit for bit"
 
 
 def overfits_a_batch(parts: "Parts") -> str:
-    """The loss of one batch falls when it is trained on again and again."""
+    """Check that the loss of one batch falls in repeated training on that batch."""
     parts.optimizer.param_groups[0]["lr"] = 1e-3
     batch = parts.stream.batch(0)
     losses = []
@@ -132,20 +129,15 @@ def overfits_a_batch(parts: "Parts") -> str:
     if not losses[-1] < losses[0]:
         raise UserError(
             f"its loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {OVERFIT_STEPS} steps: "
-            "look at the labels, the model and the loss function"
+            "check the labels, the model and the loss function"
         )
     return f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {OVERFIT_STEPS} steps at rate 0.001"
 
 
 def _nearest(path: Path) -> Path:
-    """The path itself or the nearest parent that is there.
-
-    Raises:
-        UserError: that is not a folder.
-    """
-    place = next(
-        parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
-    )
+    """The path itself or its nearest existing parent, which must be a folder."""
+    path = path.absolute()
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
     if not place.is_dir():
         raise UserError(f"{place} is not a folder: choose another --out")
     return place

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
@@ -11,26 +10,23 @@ from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import RangeTest
 
-if TYPE_CHECKING:
-    from ultimus_ignite.handlers import LRCurve
-
 
 @dataclass(frozen=True, kw_only=True)
 class FindLRArguments(RecipeArguments):
-    """Train for a few iterations at rising rates, and print which --max-lr each rule suggests.
+    """Train for a few iterations at rising rates, and print the --max-lr that each rule suggests.
 
-    A rule that finds no answer between the two rates prints none.
+    A rule that finds no answer between the two rates prints "none".
     """
 
     rates: tyro.conf.OmitArgPrefixes[RangeTest] = field(default_factory=RangeTest)
     repeats: int = 1
-    """Number of tests, each with the next seed."""
+    """Number of tests; each takes the next seed."""
     out: Path | None = None
-    """Folder for lr_finder.png and lr_finder.csv; runs/RECIPE when left out."""
+    """Folder for lr_finder.png and lr_finder.csv; runs/RECIPE if not given."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Test, print the rate of each rule, and draw."""
+    """Run the tests, print the rate of each rule, and draw the curves."""
     arguments = parse_recipe(FindLRArguments, prog, argv)
     if arguments.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {arguments.repeats}")
@@ -39,7 +35,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.handlers.support.figures import format_rates, save_lr_curves
     from ultimus_ignite.range_test import range_test
 
-    curves: list[LRCurve] = []
+    curves = []
     for seed in range(arguments.recipe.seed, arguments.recipe.seed + arguments.repeats):
         recipe = replace(arguments.recipe, seed=seed)
         parts = build(recipe)

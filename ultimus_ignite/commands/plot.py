@@ -20,7 +20,7 @@ class PlotArguments(Arguments):
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Redraw, and print where the picture is."""
+    """Redraw the curves and print the path of the picture."""
     directory = RunDirectory(parse(PlotArguments, prog, argv).run)
     if not directory.history.is_file():
         raise UserError(f"{directory.history} not found: no run in {directory.path}")

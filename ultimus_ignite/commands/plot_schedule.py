@@ -1,4 +1,4 @@
-"""`ultimus plot-schedule`: the whole curve of the learning rate, before anything is trained."""
+"""`ultimus plot-schedule`: the learning rate of every iteration, without training."""
 
 import csv
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from ultimus_ignite.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PlotScheduleArguments(RecipeArguments):
-    """Write schedule.png and schedule.csv: rate and momentum of every iteration of a run."""
+    """Write schedule.png and schedule.csv: the rate and momentum of every iteration of a run."""
 
     out: Path = Path()
     """Folder for both files."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Simulate, write, and print the first, the highest and the last rate."""
+    """Write both files, and print the first, the highest and the last rate."""
     arguments = parse_recipe(PlotScheduleArguments, prog, argv)
 
     from ultimus_ignite.build import build, create_scheduler

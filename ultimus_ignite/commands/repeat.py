@@ -1,4 +1,4 @@
-"""`ultimus repeat`: the same recipe from several seeds, and how far they lie apart."""
+"""`ultimus repeat`: train a recipe from several seeds, and print how much the results differ."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,22 @@ from ultimus_ignite.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatArguments(RunArguments):
-    """Train once per seed, in OUT/seed-N each, and print mean, deviation and 95 % interval.
+    """Train once per seed, each in OUT/seed-N, and print mean, deviation and 95 % interval.
 
     With --resume, finished seeds are kept and an interrupted one is continued.
     """
 
     seeds: str = "1,2,3,4,5"
-    """Seeds, separated by commas; --seed itself is not used."""
+    """Seeds, separated by commas; they replace --seed."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Run the seeds one after the other and print the table."""
     arguments = parse_recipe(RepeatArguments, prog, argv)
     out = arguments.out or Path("runs") / f"{arguments.recipe_name}-repeat"
-    directories = {
-        seed: RunDirectory(out / f"seed-{seed}") for seed in parse_seeds(arguments.seeds)
-    }
-    for directory in directories.values():  # all are refused before the first is trained
+    seeds = parse_seeds(arguments.seeds)
+    directories = {seed: RunDirectory(out / f"seed-{seed}") for seed in seeds}
+    for directory in directories.values():  # a seed that cannot run is refused at once
         with directory.open(resume=arguments.resume):
             pass
 
@@ -45,10 +44,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds from ``1,2,3``.
-
-    Raises:
-        UserError: one is not a whole number of at least 0, or is there twice.
+    """The seeds of a text such as ``1,2,3``: different whole numbers of at least 0.
 
     Example:
         >>> parse_seeds("1,2, 30")
@@ -61,9 +57,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean.
-
-    Student's t: the runs are few, and their deviation is itself an estimate.
+    """Half the 95 % interval of the mean, by Student's t, because the deviation is an estimate.
 
     Example:
         >>> round(half_interval([80.0, 81.0, 82.0]), 2)  # 4.30 x 1 / sqrt(3)
@@ -76,7 +70,7 @@ def half_interval(values: Sequence[float]) -> float:
 
 
 def table(accuracies: Mapping[int, float]) -> str:
-    """One line a seed, then mean, standard deviation of a run, and the mean's 95 % interval.
+    """One line per seed, then mean, standard deviation of a run, and 95 % interval of the mean.
 
     Example:
         >>> print(table({1: 0.80, 2: 0.81, 3: 0.82}))
@@ -91,10 +85,7 @@ def table(accuracies: Mapping[int, float]) -> str:
     mean = statistics.mean(values)
     summary = f"mean {mean:.2f} %"
     if len(values) > 1:
-        deviation = statistics.stdev(values)
         half = half_interval(values)
-        summary += (
-            f", standard deviation {deviation:.2f} %, "
-            f"95 % interval of the mean {mean - half:.2f} to {mean + half:.2f} %"
-        )
+        summary += f", standard deviation {statistics.stdev(values):.2f} %"
+        summary += f", 95 % interval of the mean {mean - half:.2f} to {mean + half:.2f} %"
     return "\n".join(["  seed  test accuracy", *rows, summary])

@@ -17,7 +17,7 @@ class SummaryArguments(RunArguments):
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Print the table of the model that the flags describe."""
+    """Print the layer table."""
     arguments = parse_recipe(SummaryArguments, prog, argv)
 
     from ultimus_ignite.build import create_model
@@ -30,11 +30,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
 
 def layer_table(model: "nn.Module") -> str:
-    """One row a layer, children before parents: name, output shape, own parameters.
-
-    Args:
-        model: takes images of shape (1, 3, 32, 32).
-    """
+    """One row per layer, children before parents: name, output shape, own parameters."""
     from torchinfo import summary
 
     statistics = summary(model, input_size=(1, 3, 32, 32), verbose=0)
@@ -44,16 +40,14 @@ def layer_table(model: "nn.Module") -> str:
         name = f"{layer.class_name}-{number}"
         rows.append(f"{name:>20}  {shape:>25} {layer.leftover_params():>15,}")
     total, trainable = statistics.total_params, statistics.trainable_params
-    return "\n".join(
-        [
-            *rows,
-            "=" * 64,
-            f"Total params: {total:,}",
-            f"Trainable params: {trainable:,}",
-            f"Non-trainable params: {total - trainable:,}",
-            f"Multiply-adds an image: {statistics.total_mult_adds:,}",
-        ]
-    )
+    rows += [
+        "=" * 64,
+        f"Total params: {total:,}",
+        f"Trainable params: {trainable:,}",
+        f"Non-trainable params: {total - trainable:,}",
+        f"Multiply-adds per image: {statistics.total_mult_adds:,}",
+    ]
+    return "\n".join(rows)
 
 
 def _children_first(layer: "LayerInfo") -> Iterator["LayerInfo"]:

@@ -12,7 +12,7 @@ class TrainArguments(RunArguments):
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Parse, open the run directory, and only then load torch and train."""
+    """Parse the flags and lock the run directory before torch is loaded; then train."""
     arguments = parse_recipe(TrainArguments, prog, argv)
     with arguments.directory.open(resume=arguments.resume) as directory:
         from ultimus_ignite.run import run

@@ -1,7 +1,8 @@
-"""`ultimus verify-resume`: does a killed run, resumed, end as the unbroken one?"""
+"""`ultimus verify-resume`: show that a run that is killed and resumed ends as an unbroken one."""
 
 import contextlib
 import hashlib
+import io
 import itertools
 import multiprocessing
 import os
@@ -23,23 +24,23 @@ from ultimus_ignite.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments(RecipeArguments):
-    """Train straight through, then again with kill -9 at random moments, each followed by a resume.
+    """Train once without a break, and once with kill -9 and a resume at random moments.
 
-    Exit code 0 if weights, optimizer state and history are bit-identical (but for the seconds).
+    Exit code 0 if weights, optimizer state and history are bit-identical, except for the seconds.
     """
 
     kills: int = 3
-    """How often the second run is killed."""
+    """Number of times that the second run is killed."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Train twice and compare what is left."""
+    """Train both runs and compare their final states."""
     arguments = parse_recipe(VerifyArguments, prog, argv, epochs=6, checkpoint_every=5)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
         seconds = _train_straight(arguments.recipe, straight)
         print(f"straight through: {seconds:.1f} s of training", flush=True)
-        # On average as long as it takes for the last kill to fall near the end of the training.
+        # The mean sum of the waits is kills / (kills + 1) of the training, so near its end.
         longest_wait = 2 * seconds / (arguments.kills + 1)
         for _ in range(arguments.kills):
             _kill(arguments.recipe, killed, random.uniform(0, longest_wait))
@@ -48,11 +49,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
 
 def report(straight: Path, killed: Path) -> None:
-    """Print the verdict on two finished runs.
-
-    Raises:
-        UserError: they differ; names the first difference.
-    """
+    """Print equal digests of two finished runs, or raise a UserError with the first difference."""
     states = [_final_state(path) for path in (straight, killed)]
     for a, b in itertools.zip_longest(*map(leaves, states)):
         if a != b:
@@ -65,7 +62,7 @@ def report(straight: Path, killed: Path) -> None:
 
 
 def leaves(state: Any, path: str = "") -> Iterator[str]:
-    """Every number of a nested state, with its path, as text that tells all floats apart.
+    """One line per number of a nested state, with its path; different floats differ in the text.
 
     Example:
         >>> list(leaves({"rates": [0.1, float("nan")], "iteration": 98}))
@@ -98,7 +95,7 @@ def _final_state(path: Path) -> dict[str, Any]:
 
 
 def _train_straight(recipe: Recipe, out: Path) -> float:
-    """Run to the end; the seconds from the first iteration on."""
+    """Run to the end; returns the seconds from the first iteration on."""
     process = _start(recipe, out)
     begin = time.monotonic()
     process.join()
@@ -108,7 +105,7 @@ def _train_straight(recipe: Recipe, out: Path) -> float:
 
 
 def _kill(recipe: Recipe, out: Path, wait: float) -> None:
-    """Start or resume the run, and kill it that many seconds after it has begun to train."""
+    """Start or resume the run, and kill it ``wait`` seconds after it has begun to train."""
     process = _start(recipe, out)
     process.join(wait)
     process.kill()
@@ -118,10 +115,10 @@ def _kill(recipe: Recipe, out: Path, wait: float) -> None:
 
 
 def _start(recipe: Recipe, out: Path) -> BaseProcess:
-    """A process that has begun to train, or has ended."""
-    # A fork server has torch loaded already, so that the kills fall into the training.
+    """Start a process and wait until it trains, or has ended."""
+    # The fork server has already loaded torch, so the kills fall into the training.
     context = multiprocessing.get_context("forkserver")
-    # TensorBoard's queue leaves semaphores behind when it is killed; they are cleaned up.
+    # Silence the warning about the semaphores that TensorBoard's queue leaves when it is killed.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     context.set_forkserver_preload(["ultimus_ignite.run"])
     process = context.Process(target=_train, args=(recipe, out))
@@ -138,9 +135,6 @@ def _train(recipe: Recipe, out: Path) -> None:
     from ultimus_ignite.run import run
 
     keep_freed_memory()
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        RunDirectory(out).open(resume=True) as directory,
-    ):
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with silence, RunDirectory(out).open(resume=True) as directory:
         run(recipe, directory)

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on its device.
+"""Augmentation of a whole batch at once, on the device of the batch.
 
 Shape letters: B images of a batch, C channels, H and W height and width.
 """
@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-HOLE_VALUE = 0.473  # fills a cutout after normalisation, as in the seed
+HOLE_VALUE = 0.473  # fills a cutout after normalisation, as in the original notebook
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green, blue: torchvision's rgb_to_grayscale
 
 
@@ -22,12 +22,9 @@ class Normalize:
         std: per channel, in [0, 1].
 
     Example:
-        >>> Normalize((0.5,) * 3, (0.25,) * 3)(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
-        tensor([[[[2.]],
-        <BLANKLINE>
-                 [[2.]],
-        <BLANKLINE>
-                 [[2.]]]])
+        >>> white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+        >>> Normalize((0.5,) * 3, (0.25,) * 3)(white).flatten()
+        tensor([2., 2., 2.])
     """
 
     mean: tuple[float, ...]
@@ -47,7 +44,7 @@ class Normalize:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Both float32 (C, 1, 1). Kept, as each move to a GPU would wait for it."""
+    """Both float32 (C, 1, 1). They are cached, because each copy to a GPU waits for the GPU."""
     means, stds = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
     scale = 1 / (255 * stds.clamp_min(1 / 255))  # a channel without variance becomes zeros
     shift = -255 * means * scale
@@ -56,12 +53,12 @@ def _scale_and_shift(
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for each image of a batch; every field has shape (B,)."""
+    """The random parameters of each image of a batch; every field has shape (B,)."""
 
     top: Tensor  # row of the crop in the padded image
     left: Tensor
     flip: Tensor  # bool
-    hole_top: Tensor  # row of the hole; it lies wholly inside the image
+    hole_top: Tensor  # row of the hole, which lies wholly inside the image
     hole_left: Tensor
     hole: Tensor  # bool
     grey: Tensor  # bool
@@ -72,13 +69,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Augment:
-    """Reflected padding and random crop, flip, grey, normalisation, cutout: in this order.
+    """Reflected padding and random crop, flip, grey, normalisation, cutout, in this order.
 
-    By default it normalises and does nothing else.
+    By default it only normalises.
 
     Args:
-        normalize: the normalisation that follows the colours.
-        crop_padding: pixels reflected on each side before the crop.
+        normalize: the normalisation after the change of colours.
+        crop_padding: pixels of reflected padding on each side before the crop.
         flip: probability of a horizontal flip.
         cutout: probability of one square hole, filled with 0.473 after normalisation.
         cutout_size: side of the hole, in pixels.
@@ -100,7 +97,7 @@ class Augment:
     grey: float = 0.0
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
-        """Draw for a batch of images of ``shape`` (B, C, H, W)."""
+        """Draw the parameters of a batch of ``shape`` (B, C, H, W)."""
         batch, _, height, width = shape
         u = torch.rand(7, batch, generator=generator)
         offsets = 2 * self.crop_padding + 1
@@ -119,7 +116,7 @@ class Augment:
         return self._cut(self._colour(self._crop_and_flip(images, draws), draws), draws)
 
     def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
-        """Reflection, crop and flip only move pixels: all three are one gather over H x W."""
+        """Padding, crop and flip in one gather over H x W, because they only move pixels."""
         height, width = images.shape[-2:]
         rows = _reflected(draws.top - self.crop_padding, height)  # (B, H)
         columns = _reflected(draws.left - self.crop_padding, width)
@@ -135,13 +132,12 @@ class Augment:
             red, green, blue = images.unbind(1)
             r, g, b = GREY_WEIGHTS
             grey = (red * r).add_(green, alpha=g).add_(blue, alpha=b)  # (B, H, W)
-            images.lerp_(
-                grey.unsqueeze(1), draws.grey.float().view(-1, 1, 1, 1)
-            )  # exact at 0 and 1
+            is_grey = draws.grey.float().view(-1, 1, 1, 1)
+            images.lerp_(grey.unsqueeze(1), is_grey)  # exact at 0 and 1
         return self.normalize.apply_(images)
 
     def _cut(self, images: Tensor, draws: Draws) -> Tensor:
-        """Write the pixels of every hole; where there is no hole, those that stand there."""
+        """Fill the holes. An image without a hole gets its own pixels back at that place."""
         if self.cutout == 0:
             return images
         side = torch.arange(self.cutout_size, device=images.device)
@@ -155,6 +151,6 @@ class Augment:
 
 
 def _reflected(start: Tensor, size: int) -> Tensor:
-    """``(B, size)`` positions from start on, reflected at the borders: -1 is at 1."""
+    """``(B, size)`` positions from ``start`` on, reflected at the borders: -1 becomes 1."""
     positions = (start.view(-1, 1) + torch.arange(size, device=start.device)).abs_()
     return torch.minimum(positions, 2 * (size - 1) - positions)

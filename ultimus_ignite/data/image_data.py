@@ -1,11 +1,10 @@
-"""What every source gives: four checked tensors, and what a run must know about them.
+"""The data of a run: four checked tensors, with the names of the classes and the statistics.
 
 N: number of images; images are always (N, 3, 32, 32), RGB.
 """
 
 import hashlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,20 +16,16 @@ IMAGE_SHAPE = (3, 32, 32)
 
 
 class DataError(UserError, ValueError):
-    """What is wrong with the data and what to do about it, in one line.
-
-    Args:
-        message: names the file, what was expected and what was found.
-    """
+    """The data cannot be used; one line names the file, what was expected and what was found."""
 
     def __init__(self, message: str) -> None:
-        # Reasons are quoted from other libraries, and even a file name may contain a line break.
+        # A quoted message of another library, or a file name, may contain a line break.
         super().__init__(" ".join(message.splitlines()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageData:
-    """A training and a test set, in host memory.
+    """A training set and a test set, in host memory.
 
     Raises:
         DataError: a tensor's dtype or shape, a count or a label is not as stated below.
@@ -47,11 +42,11 @@ class ImageData:
     """
 
     name: str
-    """The resolved spec: ``cifar10``, ``cifar100``, ``digits`` or ``folder:DIR``."""
+    """The source: ``cifar10``, ``cifar100``, ``digits`` or ``folder:DIR``, never ``auto``."""
     classes: tuple[str, ...]
     """Names of the classes; label i is ``classes[i]``."""
     train_images: Tensor
-    """uint8 (N, 3, 32, 32), N > 0. From a cache it is a private map of the file, read on use."""
+    """uint8 (N, 3, 32, 32), N > 0. If cached: a private memory map of the file, read on use."""
     train_labels: Tensor
     """int64 (N,), 0 to ``len(classes) - 1``."""
     test_images: Tensor
@@ -59,14 +54,13 @@ class ImageData:
     test_labels: Tensor
     """As ``train_labels``."""
     mean: tuple[float, float, float]
-    """Of the training images, per channel, in units of the full range: 0 to 1."""
+    """Mean of the training images per channel; the full range of a pixel is 0 to 1."""
     std: tuple[float, float, float]
     """Population standard deviation, otherwise as ``mean``."""
     sha256: str
-    """Of the four tensors, shapes included, in hex: names the data in a run's recipe."""
+    """Hash of the four tensors and their shapes, in hex; it identifies the data of a run."""
 
     def __post_init__(self) -> None:
-        """Refuse what a model could only train on wrongly."""
         _check(f"{self.name}, train", self.train_images, self.train_labels, len(self.classes))
         _check(f"{self.name}, test", self.test_images, self.test_labels, len(self.classes))
 
@@ -81,8 +75,8 @@ class ImageData:
         """Compute ``mean``, ``std`` and ``sha256``.
 
         Args:
-            name: the resolved spec.
-            classes: names of the classes.
+            name: as the field.
+            classes: as the field.
             train: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
             test: as ``train``.
 
@@ -92,23 +86,27 @@ class ImageData:
         Raises:
             DataError: as in the class.
         """
-        # Checked before measured: the sums below need whole images, and at least one.
+        # The data are checked first: the statistics need at least one image of the right shape.
         checked = cls(name, classes, *train, *test, mean=(0, 0, 0), std=(1, 1, 1), sha256="")
         mean, std = _statistics(train[0])
-        return replace(checked, mean=mean, std=std, sha256=_sha256((*train, *test)))
+        digest = hashlib.sha256()
+        for tensor in (*train, *test):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return replace(checked, mean=mean, std=std, sha256=digest.hexdigest())
 
     def hold_out(self, fraction: float, seed: int) -> tuple["ImageData", Tensor, Tensor]:
-        """Set a share of each class's training images aside, for validation.
+        """Hold out a share of each class's training images, for validation.
 
         Args:
             fraction: share of the training images, in (0, 1).
-            seed: which of them.
+            seed: decides which images are held out.
 
         Returns:
-            The data without them, measured anew, and their images and labels.
+            The rest, with its own mean and std, and the images and labels that are held out.
 
         Raises:
-            DataError: the share leaves a class without an image on either side.
+            DataError: a class would have no image in one of the two parts.
 
         Example:
             >>> images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2
@@ -117,7 +115,7 @@ class ImageData:
             >>> rest.train_labels.bincount().tolist(), held_out.bincount().tolist()
             ([3, 3], [1, 1])
         """
-        from sklearn.model_selection import train_test_split  # 1 s that most runs do not need
+        from sklearn.model_selection import train_test_split  # 1 s, which most runs do not need
 
         try:
             kept, held_out = train_test_split(
@@ -127,8 +125,7 @@ class ImageData:
                 stratify=self.train_labels.numpy(),
             )
         except ValueError as error:
-            reason = f"val_fraction {fraction} does not suit: {error}"
-            raise DataError(f"{self.name}: {reason}") from None
+            raise DataError(f"{self.name}: val_fraction {fraction} does not fit: {error}") from None
         kept, held_out = torch.from_numpy(kept), torch.from_numpy(held_out)
         images, labels = self.train_images[kept], self.train_labels[kept]
         mean, std = _statistics(images)
@@ -138,8 +135,7 @@ class ImageData:
 
 def _statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel."""
-    red, green, blue = (_mean_and_std(channel) for channel in images.unbind(1))
-    mean, std = zip(red, green, blue, strict=True)
+    mean, std = zip(*map(_mean_and_std, images.unbind(1)), strict=True)
     return mean, std
 
 
@@ -159,19 +155,10 @@ def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None
 def _mean_and_std(channel: Tensor) -> tuple[float, float]:
     """Mean and population standard deviation of uint8 values, each in [0, 1].
 
-    Integer sums over the histogram are exact, so every machine and every thread count agree.
+    Integer sums over the histogram are exact on every machine and with any number of threads.
     """
     count = channel.numel()
     histogram = channel.flatten().bincount(minlength=256)
     level = torch.arange(256)
     total, squares = int(histogram @ level), int(histogram @ level**2)
     return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
-
-
-def _sha256(tensors: Iterable[Tensor]) -> str:
-    """Hash of shapes and values, in hex."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

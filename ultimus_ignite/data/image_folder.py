@@ -1,4 +1,4 @@
-"""`folder:DIR`: images of any format and size become 32x32 tensors, decoded once and cached."""
+"""`folder:DIR`: images of any format and size, decoded once to 32x32 and cached."""
 
 import hashlib
 import json
@@ -28,22 +28,22 @@ _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 def load_folder(root: Path, data_dir: Path) -> ImageData:
     """Read ``root/train/<class>/*`` and ``root/test/<class>/*``.
 
-    Classes and files are taken in order of their names; hidden ones (leading dot) are passed over.
-    An image of another size is resized to 32x32, whatever its aspect ratio, by Pillow's
-    antialiased bilinear filter; of an animation the first frame counts.
+    Classes and files are sorted by name; hidden ones (leading dot) are ignored. An image of another
+    size is resized to 32x32, whatever its aspect ratio, by Pillow's antialiased bilinear filter.
+    Only the first frame of an animation is used.
 
-    The tensors are kept in ``data_dir/cache``, one file a folder. The next call maps that file
-    instead of decoding, as long as every image has its old name, size and times.
+    The tensors are cached in ``data_dir/cache``, in one file per folder. The next call maps that
+    file into memory instead of decoding, as long as every image has its old name, size and times.
 
     Args:
         root: absolute path of the folder.
-        data_dir: where the cache lives. Where it cannot be written, a warning says so.
+        data_dir: folder of the cache; if it cannot be written, there is a warning.
 
     Returns:
         The decoded images, named ``folder:ROOT``.
 
     Raises:
-        DataError: a folder or file is missing, unreadable or not what the layout asks for.
+        DataError: a folder or file is missing, unreadable or not in the layout above.
     """
     try:
         train, test = _list_split(root / "train"), _list_split(root / "test")
@@ -88,20 +88,20 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    except ValueError as error:  # a null byte or half a character, as no path can have
+    except ValueError as error:  # a null byte, or half of a surrogate pair
         raise DataError(f"{str(folder)!r}: not a path: {error}") from error
 
 
 def _fingerprint(*splits: Split) -> str:
-    """Changes when a file is added, removed, renamed or changed, without reading any."""
+    """A hash that changes when a file is added, removed, renamed or changed; no file is read."""
     digest = hashlib.sha256(b"1")  # version of the decoder and of the cache's layout
     for split in splits:
         for class_name, files in split.items():
             digest.update(b"\0%b\0" % os.fsencode(class_name))
             for file in files:
                 stat = file.stat()
-                # The time of the last status change also shows a file swapped for one of the
-                # same size and age, which is what unpacking a new release of a data set does.
+                # ctime also shows a file that was replaced by one of the same size and mtime,
+                # as happens when a new release of a data set is unpacked.
                 times = b"%d %d" % (stat.st_mtime_ns, stat.st_ctime_ns)
                 digest.update(b"%b\0%d %b\0" % (os.fsencode(file.name), stat.st_size, times))
     return digest.hexdigest()
@@ -112,9 +112,8 @@ def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
     labels = [label for label, files in enumerate(split.values()) for _ in files]
     paths = [file.path for files in split.values() for file in files]
     images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
-    # No thread pool: on images this small Pillow holds the interpreter lock, and two threads
-    # were slower than one.
-    hidden = None if sys.stderr else True  # None: unless it is a terminal
+    # No thread pool: Pillow holds the GIL on images this small; two threads were slower than one.
+    hidden = None if sys.stderr else True  # None: hidden unless stderr is a terminal
     bar = tqdm(paths, desc="decoding", unit=" images", leave=False, disable=hidden)
     for index, path in enumerate(bar):
         images[index] = _decode(path).transpose(2, 0, 1)
@@ -126,23 +125,23 @@ def _decode(path: str) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
-                raise ValueError(f"expected 8 bits a channel, got Pillow's mode {image.mode}")
-            # Without effect, and without cost, on an image that is 32x32 already.
+                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
+            # An image that is already 32x32 is not changed, and costs nothing.
             resized = image.convert("RGB").resize(IMAGE_SHAPE[1:], Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow's decoders raise anything, struct.error to SyntaxError
+    except Exception as error:  # Pillow raises many types, also SyntaxError
         raise DataError(f"{path}: not a readable image: {error}") from error
     return np.asarray(resized)
 
 
 def _seal(fingerprint: str, summary: str) -> str:
-    """Ties a cache to the state of its folder, and shows a damaged summary."""
+    """A hash that ties a cache to the state of its folder, and detects a damaged summary."""
     return hashlib.sha256(f"{fingerprint} {summary}".encode()).hexdigest()
 
 
 def _read_cache(
     cache: Path, fingerprint: str, name: str, classes: tuple[str, ...]
 ) -> ImageData | None:
-    """The cached tensors, mapped copy-on-write; None where absent, outdated, torn or foreign."""
+    """The cached tensors, mapped copy-on-write; None if there is no valid, current cache."""
     try:
         with safe_open(cache, framework="pt") as file:  # checks header and size
             metadata = file.metadata()
@@ -165,7 +164,7 @@ def _write_cache(cache: Path, fingerprint: str, data: ImageData) -> None:
             temporary = scratch / cache.name
             with temporary.open("xb") as file:
                 file.write(save({key: getattr(data, key) for key in _TENSORS}, metadata))
-                # Or a power cut could leave the new name on zeros, which no header would show.
+                # Without fsync, a power cut could leave zeros that no check of the header shows.
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(cache)

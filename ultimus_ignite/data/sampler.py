@@ -12,15 +12,14 @@ from ultimus_ignite.seeding import derive_seed
 class EndlessBatches(Sampler[list[int]]):
     """A `DataLoader`'s ``batch_sampler`` that begins at any iteration and never ends.
 
-    Epoch e is a ``randperm`` seeded by (seed, e); its last batch keeps what is left over. So a run
-    that is resumed at iteration k sees the samples that the unbroken run would have seen from
-    there. What a data set draws itself, such as a random crop, is not covered. The length is that
-    of an epoch, which is what Ignite asks for.
+    The order of epoch e is a ``randperm`` seeded by (seed, e); its last batch may be smaller. So a
+    run that is resumed at iteration k sees the same samples as the unbroken run, but random numbers
+    of the data set itself (a random crop) may differ. ``len`` is the number of batches per epoch.
 
     Args:
         dataset: only its length is used.
-        batch_size: samples a batch.
-        seed: of the order.
+        batch_size: samples per batch.
+        seed: seed of the order.
         start: 0-based iteration to begin at: ``trainer.state.iteration``.
 
     Raises:
@@ -57,6 +56,6 @@ class EndlessBatches(Sampler[list[int]]):
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """In which order epoch ``epoch`` visits ``length`` samples: int64 ``(length,)``."""
+    """The order of ``length`` samples in one 0-based epoch, int64 ``(length,)``."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(length, generator=generator)

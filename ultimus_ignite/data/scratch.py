@@ -1,4 +1,4 @@
-"""Writing that a crash cannot leave half done: build in a scratch folder, then rename."""
+"""Files that a crash cannot leave half written: built in a scratch folder, then renamed."""
 
 import shutil
 import time
@@ -8,28 +8,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _PREFIX = ".scratch-"
-_STALE_AFTER = 24 * 60 * 60  # seconds: longer than any download or decode that is still alive
+_STALE_AFTER = 24 * 60 * 60  # seconds: longer than any running download or decoding
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new private folder inside ``parent``, removed at the end.
+    """A new empty folder in ``parent``, readable by its owner only and removed at the end.
 
-    It shares the file system of ``parent``, so what was built in it moves out by an atomic rename.
-    A process that is killed cannot remove its folder: the next call after a day does.
-
-    Args:
-        parent: made with its parents where missing.
-
-    Yields:
-        The empty folder, readable by its owner only.
+    It is on the file system of ``parent``, so a finished file moves out by an atomic rename. A
+    process that is killed leaves its folder behind; the first call after a day removes it.
 
     Raises:
-        OSError: ``parent`` cannot be made or written.
+        OSError: ``parent``, which is made if missing, cannot be made or written.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(f"{_PREFIX}*"):
-        with suppress(FileNotFoundError):  # another process swept it first
+        with suppress(FileNotFoundError):  # another process removed it first
             if time.time() - leftover.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(leftover, ignore_errors=True)
     with TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder:

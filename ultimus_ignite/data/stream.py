@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ultimus_ignite.seeding import derive_seed
 
 
 class Batch(NamedTuple):
-    """``(images, labels)`` with the 0-based iteration that they belong to."""
+    """``(images, labels)`` and their 0-based iteration."""
 
     images: Tensor
     labels: Tensor
@@ -21,16 +22,16 @@ class Batch(NamedTuple):
 
 
 class TrainingStream:
-    """Endless training batches, beginning at any iteration.
+    """Endless training batches that begin at any iteration.
 
-    Epoch e visits the images in ``randperm`` order seeded by (seed, e); the last batch of an
-    epoch keeps what is left over. The augmentation of batch k is seeded by (seed, k). So a run
-    that starts at iteration k sees what the unbroken run would have seen from there.
+    The order of epoch e is a ``randperm`` seeded by (seed, e); its last batch may be smaller. The
+    augmentation of batch k is seeded by (seed, k). So a run that is resumed at iteration k sees the
+    same batches as the unbroken run.
 
     Args:
         images: uint8 ``(N, 3, H, W)``, on the device that trains.
         labels: int64 ``(N,)``, on the same device.
-        batch_size: images a batch.
+        batch_size: images per batch.
         seed: the run's seed.
         augment: applied to every batch.
 
@@ -57,7 +58,7 @@ class TrainingStream:
         self.seed = seed
         self.augment = augment
         self.epoch_length = math.ceil(len(images) / batch_size)
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # of the epoch last asked for
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch and its order
 
     def starting_at(self, iteration: int) -> Iterator[Batch]:
         """Batches ``iteration``, ``iteration + 1``, ... without end."""
@@ -71,22 +72,21 @@ class TrainingStream:
         start = step * self.batch_size
         index = self.order(epoch)[start : start + self.batch_size]
         images = self.images.index_select(0, index)  # 5 times as fast as images[index]
-        draws = self.augment.draw(images.shape, self._generator("augment", iteration))
+        seed = derive_seed(self.seed, "augment", iteration)
+        draws = self.augment.draw(images.shape, torch.Generator().manual_seed(seed))
         return Batch(self.augment(images, draws.to(images.device)), self.labels[index], iteration)
 
     def order(self, epoch: int) -> Tensor:
-        """The order in which a 0-based epoch visits the images."""
+        """The indices of the images in the order of one 0-based epoch."""
         if self._order[0] != epoch:
             order = epoch_order(len(self.images), self.seed, epoch)
             self._order = (epoch, order.to(self.images.device))
         return self._order[1]
 
-    def _generator(self, purpose: str, index: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, purpose, index))
 
-
+@dataclass(eq=False, repr=False)
 class EvaluationBatches:
-    """Every image exactly once, in order, the last batch partial.
+    """Every image exactly once, in order; the last batch may be smaller.
 
     Example:
         >>> images, labels = torch.zeros(5, 3, 2, 2, dtype=torch.uint8), torch.arange(5)
@@ -95,18 +95,11 @@ class EvaluationBatches:
         (3, [[0, 1], [2, 3], [4]])
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int,
-        normalize: Callable[[Tensor], Tensor],
-    ) -> None:
-        self.images = images
-        self.labels = labels
-        self.batch_size = batch_size
-        self.normalize = normalize
+    images: Tensor
+    labels: Tensor
+    _: KW_ONLY
+    batch_size: int
+    normalize: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)

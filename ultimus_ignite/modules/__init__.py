@@ -8,4 +8,4 @@ from ultimus_ignite.modules.ultimus_token_net_large import UltimusTokenNetLarge
 __all__ = ["MODELS", "UltimusBlock", "UltimusNet", "UltimusTokenNet", "UltimusTokenNetLarge"]
 
 MODELS = {model.__name__: model for model in (UltimusNet, UltimusTokenNet, UltimusTokenNetLarge)}
-"""What a recipe may name, each called with ``num_classes=``."""
+"""The models that a recipe may name, each called with ``num_classes=``."""

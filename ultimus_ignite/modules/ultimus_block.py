@@ -1,4 +1,4 @@
-"""The attention block of the seed, as a layer for any model.
+"""The attention block of the original notebook, as a layer for any model.
 
 Shape letters: B images of a batch, N tokens, D features, K key dimensions.
 """
@@ -13,21 +13,19 @@ from torch import Tensor, nn
 class UltimusBlock(nn.Module):
     """Single-head attention with a narrow key space: queries, keys and values of ``key_dim`` each.
 
-    One image's output never depends on the other images of its batch.
+    The output for one image never depends on the other images of its batch.
 
     Args:
         dim: number of features D of input and output.
         key_dim: number of key dimensions K.
-        over: what attends to what.
-            ``"features"``: inside one vector, the K key dimensions attend to each other:
-            ``A = softmax(q^T k / sqrt(K))`` is a K x K matrix and ``z = v A``, as the assignment
-            defines it. The softmax
-            runs over the index that ``v A`` sums, so each number of ``z`` is a weighted mean of v.
-            ``"tokens"``: scaled dot-product attention between the N tokens of one image
-            (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+        over: ``"features"``: the K key dimensions of one vector attend to each other, as the
+            assignment defines it: ``z = v A``, ``A = softmax(q^T k / sqrt(K))``, a K x K matrix.
+            The softmax and ``v A`` sum over the same index, so each number of ``z`` is a weighted
+            mean of ``v``. ``"tokens"``: scaled dot-product attention between the N tokens of one
+            image (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
     Raises:
-        ValueError: ``dim`` or ``key_dim`` is not positive, or ``over`` is none of the two.
+        ValueError: ``dim`` or ``key_dim`` is not positive, or ``over`` is neither of the two.
 
     Shape:
         ``(..., D) -> (..., D)`` over features, ``(B, N, D) -> (B, N, D)`` over tokens.
@@ -50,23 +48,21 @@ class UltimusBlock(nn.Module):
         if over not in ("features", "tokens"):
             raise ValueError(f"over must be 'features' or 'tokens', got {over!r}")
         self.over = over
-        self.query = nn.Linear(dim, key_dim, bias=False)
-        self.key = nn.Linear(dim, key_dim, bias=False)
-        self.value = nn.Linear(dim, key_dim, bias=False)
+        self.query, self.key, self.value = (nn.Linear(dim, key_dim, bias=False) for _ in range(3))
         self.out = nn.Linear(key_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.key.out_features**-0.5
         if self.over == "tokens":
-            # One product for the three: their layers are not called, a training step of `tokens`
-            # takes 8 % less. And attention written out: F.scaled_dot_product_attention makes the
-            # block 7 % slower on a CPU (256 x 64 tokens, 8 key dimensions).
+            # One product instead of three calls of the layers saves 8 % of a training step of
+            # `tokens`. The attention is written out, because F.scaled_dot_product_attention makes
+            # the block 7 % slower on a CPU (256 x 64 tokens, 8 key dimensions).
             weights = [layer.weight for layer in (self.query, self.key, self.value)]
             q, k, v = F.linear(x, torch.cat(weights)).chunk(3, dim=-1)
             z = (q * scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         else:
-            # The small K x K in front and the many vectors last, where the processor takes 16
-            # float32 at a time: on 512 vectors half the time of a batched product with (K, K).
+            # The vectors are the last dimension, which the processor takes 16 float32 at a time:
+            # on 512 vectors this halves the time of a batched product with (K, K).
             q, k, v = (
                 layer(x).movedim(-1, 0).contiguous() for layer in (self.query, self.key, self.value)
             )  # (K, ...)

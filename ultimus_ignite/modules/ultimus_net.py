@@ -1,4 +1,4 @@
-"""The seed's model.
+"""The original notebook's model.
 
 Shape letters: B images of a batch, C channels, H and W height and width, D features.
 """
@@ -14,7 +14,7 @@ FEATURE_MAP_SIZE = 26  # 32 - 3 x 2: three 3x3 convolutions without padding
 
 
 def _windows(size: int, window: int) -> Tensor:
-    """The (size - window + 1, size) matrix whose row i has ones where the i-th window lies."""
+    """A (size - window + 1, size) matrix: row i is 1 in the i-th window, else 0."""
     starts = torch.arange(size - window + 1).unsqueeze(1)
     positions = torch.arange(size)
     return ((positions >= starts) & (positions < starts + window)).float()
@@ -23,20 +23,20 @@ def _windows(size: int, window: int) -> Tensor:
 class UltimusNet(nn.Module):
     """Three convolutions, average pooling, four `UltimusBlock`s, a linear classifier.
 
-    Nothing non-linear stands between the convolutions, so they are one 7x7 convolution, and pooling
+    Without a non-linearity between them, the convolutions are one 7x7 convolution, and pooling
     commutes with it: the mean over the 26x26 outputs equals one 7x7 kernel applied to the 3x7x7
     image whose pixel (i, j) is the mean of the input's 26x26 window at offset (i, j). Multiply-adds
-    an image: in the seed's order 16x27x30x30 + 32x144x28x28 + 48x288x26x26 = 13.3 million; pooled
-    first 3x7x32x32 + 3x7x7x32 for the window means and 48x147 for the kernel = 33 thousand. The
-    kernel itself takes 3x16x32x5x5x9 + 3x32x48x7x7x9 = 2.4 million, once a batch.
+    per image: in the notebook's order 16x27x30x30 + 32x144x28x28 + 48x288x26x26 = 13.3 million;
+    pooled first 3x7x32x32 + 3x7x7x32 for the window means and 48x147 for the kernel = 33 thousand.
+    The kernel itself takes 3x16x32x5x5x9 + 3x32x48x7x7x9 = 2.4 million, once per batch.
 
-    Each block stands in the path as ``x + block(norm(x))`` with a norm without parameters: the
-    plain stack of the four blocks diverges at the seed's learning rate.
+    Each block is used as ``x + block(norm(x))`` with a norm without parameters, because the plain
+    stack of four blocks diverges at the notebook's learning rate.
 
     Args:
         num_classes: number of logits.
-        pool_first: pool before convolving; False computes in the seed's order. Both give the same
-            outputs and gradients to rounding, and share one ``state_dict``.
+        pool_first: pool before the convolutions; False: after them, as in the notebook. Both give
+            the same outputs and gradients up to rounding, and share one ``state_dict``.
 
     Shape:
         ``(B, 3, 32, 32) -> (B, num_classes)``
@@ -58,8 +58,8 @@ class UltimusNet(nn.Module):
         self.pool = nn.AvgPool2d(FEATURE_MAP_SIZE)
         self.blocks = nn.ModuleList(UltimusBlock(48, 8) for _ in range(4))
         self.classifier = nn.Linear(48, num_classes)
-        # Ones, exact in every dtype. Two matrix products, rows first: 0.9 ms a batch of 512,
-        # where two average poolings take 6.
+        # Zeros and ones are exact in every dtype. Two matrix products, rows first, take 0.9 ms per
+        # batch of 512; two average poolings take 6 ms.
         self.windows: Tensor
         self.register_buffer("windows", _windows(IMAGE_SIZE, FEATURE_MAP_SIZE), persistent=False)
 
@@ -71,14 +71,14 @@ class UltimusNet(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """``(B, 3, 32, 32) -> (B, 48)``: the convolutions' outputs, averaged over positions."""
+        """``(B, 3, 32, 32) -> (B, 48)``: outputs of the convolutions, averaged over positions."""
         if not self.pool_first:
             return torch.flatten(self.pool(self.conv3(self.conv2(self.conv1(images)))), 1)
         means = self.windows @ images @ self.windows.T / FEATURE_MAP_SIZE**2  # (B, 3, 7, 7)
         return F.linear(means.flatten(1), *self.joint_convolution())
 
     def joint_convolution(self) -> tuple[Tensor, Tensor]:
-        """The 7x7 convolution that the three are: its flat kernel, (48, 147), and bias, (48,)."""
+        """The 7x7 convolution that equals the three: flat kernel (48, 147) and bias (48,)."""
         kernel = self.conv1.weight.transpose(0, 1)  # (3, 16, 3, 3)
         bias: Tensor = self.conv1.get_parameter("bias")
         for conv in (self.conv2, self.conv3):

@@ -1,4 +1,4 @@
-"""A model whose attention sees positions: the blocks run over tokens, before any pooling.
+"""A model whose blocks attend over positions of the image, before global pooling.
 
 Shape letters: B images of a batch, C channels, H and W height and width, D features.
 """
@@ -10,7 +10,7 @@ from ultimus_ignite.modules.ultimus_block import UltimusBlock
 
 
 class UltimusTokenNet(nn.Module):
-    """Convolutions to a quarter of the image's side, then four `UltimusBlock`s over its tokens.
+    """Convolutions to a quarter of the image's side, then four `UltimusBlock`s over the tokens.
 
     ::
 
@@ -22,9 +22,9 @@ class UltimusTokenNet(nn.Module):
                mean of the normalised tokens, linear classifier
 
     All convolutions but the first are depthwise-separable (Howard et al. 2017,
-    https://arxiv.org/abs/1704.04861): 9 C + C C' weights in place of 9 C C'. Each ends in a
-    BatchNorm and a SiLU; each block stands in the path as ``tokens + block(LayerNorm(tokens))``.
-    Neighbours tell a token where it is: positional embeddings would take 64 x 48 parameters.
+    https://arxiv.org/abs/1704.04861): 9 C + C C' weights instead of 9 C C'. Each ends in BatchNorm
+    and SiLU. Each block is used as ``tokens + block(LayerNorm(tokens))``. The padded convolutions
+    tell a token its position, without the 64 x 48 parameters of positional embeddings.
 
     Args:
         num_classes: number of logits.
@@ -70,20 +70,16 @@ class UltimusTokenNet(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channels last: the tokens are then a view of the feature map.
+        # In channels-last layout the tokens are a view of the feature map.
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stages(self.stem(x))  # (B, D, H/8, W/8)
-        tokens = self.norm(_tokens(x))  # before the mean: the gradient stays channels last, too
+        tokens = self.norm(_tokens(x))  # before the mean: the gradient is channels last, too
         logits: Tensor = self.classifier(tokens.mean(dim=1))
         return logits
 
 
 class TokenAttention(nn.Module):
-    """Residual attention between all positions of a feature map: ``x + block(LayerNorm(x))``.
-
-    Shape:
-        ``(B, D, H, W) -> (B, D, H, W)``
-    """
+    """``x + block(LayerNorm(x))`` over all positions: ``(B, D, H, W) -> (B, D, H, W)``."""
 
     def __init__(self, dim: int, key_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The token net without a budget: as accurate as an hour on two cores makes it.
+"""The token net without a limit on parameters: it trains within an hour on two cores.
 
 Shape letters: B images of a batch, C channels, H and W height and width.
 """
@@ -20,8 +20,8 @@ class UltimusTokenNetLarge(nn.Module):
          3x3   convolution to widths[2], max-pool; convolution; attention over 9 tokens
                max over the positions, linear classifier
 
-    The widths, the order of pool and norm and the identity that the 3x3 convolutions start from are
-    those of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498), which the attention joins.
+    From airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498): the widths, the order of pool
+    and norm, and the 3x3 convolutions that start as the identity. The attention is added.
 
     Args:
         num_classes: number of logits.
@@ -67,7 +67,7 @@ class UltimusTokenNetLarge(nn.Module):
 def _convolutions(channels: int, out: int) -> list[nn.Module]:
     return [
         _identity(channels, out),
-        nn.MaxPool2d(2),  # before the norm and the activation, which then have a quarter to do
+        nn.MaxPool2d(2),  # before norm and activation, to leave them a quarter of the work
         nn.BatchNorm2d(out),
         nn.GELU(),
         _identity(out, out),
@@ -77,7 +77,7 @@ def _convolutions(channels: int, out: int) -> list[nn.Module]:
 
 
 def _identity(channels: int, out: int) -> nn.Conv2d:
-    """A 3x3 convolution that hands on its input at first; the channels it adds are random."""
+    """A 3x3 convolution that starts as the identity; its additional channels start random."""
     convolution = nn.Conv2d(channels, out, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight.data[:channels])
     return convolution

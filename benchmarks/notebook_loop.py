@@ -1,18 +1,19 @@
-"""Claim: `train-cifar` is at least 50 times faster per training iteration than the seed's loop.
+"""Claim: `train-cifar` is at least 50 times faster per training iteration than the notebook's.
 
     pip install -e '.[benchmarks]'
-    python benchmarks/seed_loop.py --data cifar10 [--epochs 24] [any other flag of train-cifar]
+    python benchmarks/notebook_loop.py --data cifar10 [--epochs 24] [any other flag of train-cifar]
 
-The seed's loop is rebuilt as it was published: albumentations image by image in one worker, the
-convolutions before the pooling, torch's OneCycleLR, and a bar that is redrawn every iteration from
-two `.item()`. Its iterations are timed in the middle of a run, start-up and evaluation left out.
+The loop of the original notebook is rebuilt as it was published: albumentations, image by image, in
+one worker; the convolutions before the pooling; torch's OneCycleLR; a bar that is redrawn every
+iteration after two `.item()`. Its iterations are timed in the middle of a run, without start-up and
+evaluation.
 
 Ours is the whole command: start-up, data from its cache, all epochs with an evaluation after each,
 checkpoints, history and curves, over the number of its training iterations. `history.csv` tells
-which part of it is training and evaluation. The recipe is `classic`, which leaves the seed's grey
-out; give `--grey 0.5` for the seed's.
+which part of it is training and evaluation. The recipe is `classic`, which leaves the
+notebook's grey out; `--grey 0.5` brings it back.
 
-Median of interleaved rounds. Hardware, versions and results: README, "Measured".
+Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from ultimus_ignite.recipe import Recipe
 WARM_UP = 2  # iterations: the worker starts, and fills its queue
 
 
-class SeedDataset(Dataset[tuple[Tensor, int]]):
+class NotebookDataset(Dataset[tuple[Tensor, int]]):
     """Training images, augmented one by one by albumentations."""
 
     def __init__(self, data: ImageData) -> None:
@@ -56,10 +57,10 @@ class SeedDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def seed_loop(data: ImageData, iterations: int) -> float:
-    """Milliseconds an iteration of the seed's training loop."""
+def notebook_loop(data: ImageData, iterations: int) -> float:
+    """Milliseconds an iteration of the notebook's training loop."""
     recipe, total = Recipe(), WARM_UP + iterations
-    dataset = SeedDataset(data)
+    dataset = NotebookDataset(data)
     # With replacement: as many full batches as are timed, however small the data.
     sampler = RandomSampler(dataset, replacement=True, num_samples=total * recipe.batch_size)
     loader = DataLoader(dataset, recipe.batch_size, sampler=sampler, num_workers=1)
@@ -121,20 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="as train-cifar has it")
     parser.add_argument("--data-dir", default=Recipe().data_dir)
-    parser.add_argument("--iterations", type=int, default=20, help="of the seed's loop")
+    parser.add_argument("--iterations", type=int, default=20, help="of the notebook's loop")
     parser.add_argument("--rounds", type=int, default=3)
     arguments, flags = parser.parse_known_args()
 
     data = load(arguments.data, arguments.data_dir)  # which also fills the cache for the command
     flags = ["--data", arguments.data, "--data-dir", arguments.data_dir, *flags]
-    seed, ours = [], []
+    theirs, ours = [], []
     for _ in tqdm(range(arguments.rounds), desc="rounds", leave=False, disable=None):
-        seed.append(seed_loop(data, arguments.iterations))
+        theirs.append(notebook_loop(data, arguments.iterations))
         ours.append(train_cifar(flags))
 
     whole, epochs = map(median, zip(*ours, strict=True))
     times = {
-        "seed's loop, training alone": median(seed),
+        "notebook's loop, training alone": median(theirs),
         "train-cifar, the whole command": whole,
         "- of which training and evaluation": epochs,
         "- of which start-up, checkpoints, curves": whole - epochs,

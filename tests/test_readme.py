@@ -1,0 +1,148 @@
+"""Every command, script and link of README works.
+
+`pip install` and `pytest` are run by `.ci/run`, in an empty environment.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events, create_supervised_evaluator, create_supervised_trainer
+from ignite.metrics import Accuracy, Loss
+from PIL import Image
+from processes import call
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ultimus_ignite.cli import SUBCOMMANDS
+from ultimus_ignite.errors import ExitCode
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+SCRIPTS = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [
+    command
+    for language, text in BLOCKS
+    if language == "bash"
+    for command in re.split(r" && |\n", text)
+    if command and not re.match(r"pip install|pytest$", command)
+]
+TABLED = re.findall(r"^\| `((?:train-cifar|ultimus) ?[^`]*)` \|", README, flags=re.MULTILINE)
+SMALL = {  # what makes each take seconds
+    "train-cifar": ["--epochs", "1"],
+    "ultimus summary": [],
+    "ultimus plot RUN": [],
+    "ultimus plot-schedule": [],
+    "ultimus find-lr": ["--iterations", "5"],
+    "ultimus doctor": [],
+    "ultimus repeat --seeds 1,2,3": ["--epochs", "1"],
+    "ultimus verify-resume": ["--epochs", "2", "--kills", "1"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with images in DIR and a finished run in RUN."""
+    for split in ("train", "test"):
+        for number, label in enumerate(("cat", "dog")):
+            place = tmp_path / "DIR" / split / label
+            place.mkdir(parents=True)
+            for shade in range(4):
+                Image.new("RGB", (32, 32), (60 * number, 9 * shade, 0)).save(place / f"{shade}.png")
+    return tmp_path
+
+
+def run(folder, command, *extra):
+    name, *arguments = shlex.split(command.removeprefix("bin/"))
+    answer = call(name, *arguments, *extra, cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    return answer
+
+
+def test_each_kind_of_block_is_found():
+    assert len(SCRIPTS) == 3
+    assert len(COMMANDS) == 2
+    assert len(TABLED) == len(SUBCOMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_a_block(folder, command):
+    data = [] if "--data" in command else ["--data", "digits"]
+    run(folder, command, "--data-dir", "cache", "--epochs", 1, *data)
+
+
+@pytest.mark.parametrize("command", TABLED)
+def test_a_command_of_the_table(folder, command):
+    data = ["--data", "digits"]
+    if command.endswith(" RUN"):
+        run(folder, "train-cifar --out RUN --epochs 1", *data)
+        data = []
+    run(folder, command, *SMALL[command], *data)
+
+
+def test_the_subcommands_are_all_in_the_table():
+    assert {command.split()[1] for command in TABLED[1:]} == SUBCOMMANDS.keys() - {"train"}
+
+
+def test_the_exit_codes_are_those_of_the_command():
+    (listed,) = re.findall(r"Exit codes: (.*?)\.$", README, flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"\b\d+\b", listed) == [str(code.value) for code in ExitCode]
+
+
+def users_script():
+    """The names that stand in a script of README's reader, by now."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    dataset = TensorDataset(torch.randn(80, 4), torch.arange(80) % 2)
+    loader = DataLoader(dataset, batch_size=64)
+    loss_fn = nn.CrossEntropyLoss()
+    metrics = {"loss": Loss(loss_fn), "accuracy": Accuracy()}
+    evaluator = create_supervised_evaluator(model, metrics=metrics)
+    trainer = create_supervised_trainer(model, optimizer, loss_fn)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(loader))
+    return {**locals(), "DataLoader": DataLoader}
+
+
+def test_the_handlers_train_and_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    killed, resumed, unbroken = (users_script() for _ in range(3))
+
+    def kill():
+        raise KeyboardInterrupt
+
+    killed["trainer"].add_event_handler(Events.ITERATION_COMPLETED(once=7), kill)
+    with pytest.raises(KeyboardInterrupt):
+        exec(SCRIPTS[0], killed)
+    exec(SCRIPTS[0], resumed)
+    assert resumed["trainer"].state.iteration == 10
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    exec(SCRIPTS[0], unbroken)
+    assert torch.equal(resumed["model"].weight, unbroken["model"].weight)
+
+
+def test_a_loader_that_begins_in_mid_epoch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = users_script()
+    *beginning, last = SCRIPTS[0].splitlines()
+    assert last == "trainer.run(loader, max_epochs=5)"
+    exec("\n".join(beginning), names)
+    exec(SCRIPTS[1], names)
+    assert names["trainer"].state.iteration == 10
+
+
+def test_the_block_is_a_layer():
+    names = {"tokens": torch.zeros(2, 5, 48), "norm": nn.LayerNorm(48)}
+    exec(SCRIPTS[2], names)
+    assert names["tokens"].shape == (2, 5, 48)
+
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", README)
+    local = [a or b for a, b in links if not (a or b).startswith("http")]
+    assert len(local) > 5
+    for link in local:
+        assert (ROOT / link.split("#")[0]).exists(), link
