@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ultimus_ignite.data.augment import HOLE_VALUE, Augment, Normalize
+from ultimus_ignite.recipe import Recipe
 
 BATCH = 512
 MEAN = (0.49139968, 0.48215841, 0.44653091)  # of CIFAR-10
@@ -129,7 +130,9 @@ def contestants() -> dict[str, Iterable[Tensor]]:
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     normalize = Normalize(MEAN, STD)
-    augment = Augment(normalize, crop_padding=2, flip=0.5, cutout=0.5, cutout_size=8, grey=0.5)
+    recipe = Recipe(grey=0.5)
+    names = ("crop_padding", "flip", "cutout", "cutout_size", "grey")
+    augment = Augment(normalize, **{name: getattr(recipe, name) for name in names})
     kornia = kornia_transform()
 
     def ultimus(augment: Augment) -> Tensor:

@@ -32,7 +32,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -49,9 +49,9 @@ from ultimus_ignite.build import build, create_optimizer
 from ultimus_ignite.data.stream import Batch
 from ultimus_ignite.engines import create_trainer
 from ultimus_ignite.handlers.lr_finder import LRFinder
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import RangeTest, Recipe
 
-START, END, ITERATIONS = 0.004, 0.04, 100
+START, END, ITERATIONS = astuple(RangeTest())
 
 
 class Script:

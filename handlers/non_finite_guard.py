@@ -15,7 +15,12 @@ from typing_extensions import Self
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.explosion_alarm import PATIENCE, ExplosionAlarm
 from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is
-from ultimus_ignite.handlers.support.private_names import raise_flag_if_non_finite, skips_by_flag
+from ultimus_ignite.handlers.support.private_names import (
+    lend_flag,
+    lent_flag,
+    raise_flag_if_non_finite,
+    take_flag_back,
+)
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
 
@@ -117,8 +122,8 @@ class NonFiniteGuard(Attachable):
         self.close()  # an exception skips COMPLETED
         devices = [p.device for group in self.optimizer.param_groups for p in group["params"]]
         device = devices[0] if devices else torch.device("cpu")
-        self._found = torch.zeros((), device=device)  # 1 from the first non-finite number on
-        self._bad = torch.zeros((), device=device)  # number of iterations since then
+        self._flag = torch.zeros((), device=device)  # 1 from the first non-finite number on
+        self._flagged = torch.zeros((), device=device)  # number of iterations since then
         self._one = torch.ones((), device=device)
         ratio = self.max_loss_ratio
         self._alarm = None if ratio is None else ExplosionAlarm(ratio, device)
@@ -145,8 +150,7 @@ class NonFiniteGuard(Attachable):
             # Remove them in the last hook after the step: torch is iterating over the hooks now.
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.close()))
             return None
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf is not self._found:
+        if (lent := lent_flag(optimizer)) is not None and lent is not self._flag:
             return None  # a GradScaler checks the gradients
         closure = args[1] if len(args) > 1 else (kwargs or {}).get("closure")
         if closure is None:
@@ -165,11 +169,7 @@ class NonFiniteGuard(Attachable):
         for group in optimizer.param_groups:
             if gradients := [p.grad for p in group["params"] if p.grad is not None]:
                 self._look_at(gradients)
-        are_fused = all(group.get("fused") for group in optimizer.param_groups)
-        if are_fused and skips_by_flag(optimizer):
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
-            optimizer.found_inf = self._found  # type: ignore[attr-defined]
-        elif self._found.item():
+        if not lend_flag(optimizer, self._flag) and self._flag.item():
             self._count_iteration()
             self.check()
 
@@ -180,22 +180,20 @@ class NonFiniteGuard(Attachable):
             if isinstance(loss, Tensor):
                 self._look_at([loss])
             elif isinstance(loss, float) and not math.isfinite(loss):
-                self._found.fill_(1.0)
+                self._flag.fill_(1.0)
         if self._alarm is not None and values:
             loss = self._read_output.loss(values)
-            self._found.logical_or_(self._alarm.hear(loss, engine.state.iteration))
+            self._flag.logical_or_(self._alarm.hear(loss, engine.state.iteration))
         self._count_iteration()
         if time.monotonic() >= self._next_check:
             self.check()
 
     def check(self) -> None:
         """Read the flag; if it is set, end the run."""
-        exploded = self._found if self._alarm is None else self._alarm.exploded
-        bad, has_exploded = torch.stack([self._bad, exploded]).tolist()
-        if bad:
-            good = len(self._rates) - int(bad)
+        if flagged := int(self._flagged):
+            good = len(self._rates) - flagged
             what = "the loss or its gradient became NaN or infinite"
-            if self._alarm is not None and has_exploded:
+            if self._alarm is not None and self._alarm.exploded:
                 what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
             self.close()
             raise NonFiniteError(
@@ -213,21 +211,21 @@ class NonFiniteGuard(Attachable):
         self._hooks.append(self.optimizer.register_step_post_hook(self._take_flag_back))
 
     def _take_flag_back(self, *_: Any) -> None:
-        found_inf = getattr(self.optimizer, "found_inf", None)
-        if found_inf is not None and found_inf is getattr(self, "_found", None):
-            del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
+        flag = lent_flag(self.optimizer)
+        if flag is not None and flag is getattr(self, "_flag", None):
+            take_flag_back(self.optimizer)
 
     def _look_at(self, tensors: list[Tensor]) -> None:
         """Set the flag if a tensor holds NaN or infinity."""
         try:
-            raise_flag_if_non_finite(tensors, self._found, self._one)
+            raise_flag_if_non_finite(tensors, self._flag, self._one)
         except RuntimeError:  # sparse, complex, on another device: one by one
             for tensor in tensors:
                 if tensor.layout is torch.sparse_coo:
                     tensor = tensor.coalesce().values()
                 is_bad = tensor.to_dense().isfinite().all().logical_not()
-                self._found.logical_or_(is_bad.to(self._found.device))
+                self._flag.logical_or_(is_bad.to(self._flag.device))
 
     def _count_iteration(self) -> None:
-        self._bad.add_(self._found)
+        self._flagged.add_(self._flag)
         self._rates.append(float(self.optimizer.param_groups[0]["lr"]))

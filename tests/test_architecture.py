@@ -1,12 +1,16 @@
 """The rooms of the house, and which way their imports run."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"ultimus_ignite.handlers": ROOT / "handlers", "ultimus_ignite": ROOT / "ultimus_ignite"}
+
+EXCEPTIONS = ("__init__", "lr_finder")  # a range test runs the trainer's step, without its events
+OWN_OBJECTS = {("checkpointer", "other"), ("graceful_stop", "stop"), ("errors", "member")}
 
 
 def modules():
@@ -73,6 +77,26 @@ def test_nothing_points_up():
                 assert inside(name, "commands"), f"{name} imports a subcommand"
             if target == "ultimus_ignite.run":
                 assert inside(name, "commands"), f"{name} imports the run"
+
+
+def test_what_attaches_stands_above_what_serves_it():
+    attachable = "ultimus_ignite.handlers.support.attachable"
+    for name, path in FILES.items():
+        if inside(name, "handlers"):
+            classes = [n for n in ast.walk(ast.parse(path.read_text())) if hasattr(n, "bases")]
+            attaches = any("Attachable" in [ast.unparse(b) for b in c.bases] for c in classes)
+            is_above = path.parent == ROOT / "handlers" and path.stem not in EXCEPTIONS
+            assert attaches == is_above, name
+    assert attachable in FILES
+
+
+def test_private_names_of_others_stand_in_one_file():
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr):
+                owner = ast.unparse(node.value)
+                is_own = owner in ("self", "cls") or (path.stem, owner) in OWN_OBJECTS
+                assert is_own or name.endswith(".private_names"), f"{name}: {owner}.{node.attr}"
 
 
 def test_matplotlib_is_known_to_one_file():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from processes import call
+
+from ultimus_ignite.errors import ExitCode, Interrupted
+from ultimus_ignite.handlers import CheckpointError, LRFinderError, NonFiniteError
 
 BIN = Path(__file__).parents[1] / "bin"
 
@@ -225,3 +229,12 @@ def test_plot_of_no_run_is_one_line(tmp_path):
     answer = call("ultimus", "plot", tmp_path / "none")
     assert answer.returncode == 2
     assert re.fullmatch(r"ultimus: .*none.*\n", answer.stderr)
+
+
+def test_the_handlers_errors_have_the_documented_exit_codes():
+    assert CheckpointError.exit_code == ExitCode.CHECKPOINT_REFUSED
+    assert NonFiniteError.exit_code == ExitCode.NON_FINITE
+    assert LRFinderError.exit_code == ExitCode.BAD_INPUT
+    assert [Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)] == [
+        ExitCode.INTERRUPTED, ExitCode.TERMINATED,
+    ]  # fmt: skip

@@ -147,13 +147,13 @@ def test_a_disk_that_stays_full_is_one_line_and_a_bad_end(
 
     def command(prog, argv):
         with RunDirectory(tmp_path / "run").open() as directory:
-            begin = directory.begin
+            write_status = directory._write_status
 
-            def begin_then_fill(*arguments, **facts):
-                begin(*arguments, **facts)
+            def write_then_fill(*arguments):
+                write_status(*arguments)
                 monkeypatch.setattr(os, "fsync", full)
 
-            monkeypatch.setattr(directory, "begin", begin_then_fill)
+            monkeypatch.setattr(directory, "_write_status", write_then_fill)
             module.run(RECIPE, directory)
 
     with pytest.warns(UserWarning, match="No space left"):

@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import ultimus_ignite.run as module
 from ultimus_ignite.data.sources import ImageData, load
+from ultimus_ignite.errors import Interrupted
 from ultimus_ignite.handlers import CheckpointError, CheckpointStore
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.run_directory import Interrupted, RunDirectory
+from ultimus_ignite.run_directory import RunDirectory
 
 RECIPE = Recipe(data="digits", epochs=3, batch_size=64, device="cpu")
 
@@ -114,6 +115,16 @@ def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None):
     assert without_seconds(history) == without_seconds(whole)
     assert history.rates == whole.rates
     assert history.losses == whole.losses
+
+
+def test_a_failure_before_the_first_iteration_is_no_run_that_goes_on(tmp_path, monkeypatch):
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "TensorboardLogger", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
 
 def begin(path, status="finished"):
     directory = RunDirectory(path)
-    with directory.open():
-        directory.begin({"seed": 1}, data="digits")
-        directory.set_status(status)
+    endings = {KeyError: "interrupted"}
+    with (
+        directory.open(),
+        contextlib.suppress(KeyError, ValueError),
+        directory.running({"data": {"name": "digits"}}, endings),
+    ):
+        if status != "finished":
+            raise KeyError if status == "interrupted" else ValueError
     return directory
 
 
@@ -60,9 +66,9 @@ HOLD = """
 import sys
 from ultimus_ignite.run_directory import RunDirectory
 with RunDirectory(sys.argv[1]).open(resume=True) as directory:
-    directory.begin({})
-    print("held", flush=True)
-    sys.stdin.read()
+    with directory.running({"data": {"name": "digits"}}, {}):
+        print("held", flush=True)
+        sys.stdin.read()
 """
 
 
@@ -86,7 +92,8 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path):
             assert directory.read_status()["status"] == "running"
 
 
-def test_the_status_carries_its_facts(tmp_path):
-    directory = begin(tmp_path / "run", "interrupted")
+@pytest.mark.parametrize("ending", ["finished", "interrupted", "failed"])
+def test_the_status_carries_its_facts(tmp_path, ending):
+    directory = begin(tmp_path / "run", ending)
     status = directory.read_status()
-    assert status == {"status": "interrupted", "data": "digits", "pid": os.getpid()}
+    assert status == {"status": ending, "data": "digits", "pid": os.getpid()}

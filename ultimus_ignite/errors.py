@@ -1,5 +1,6 @@
 """The exit codes of the commands, and the base class of the errors that a user can fix."""
 
+import signal
 from enum import IntEnum
 
 
@@ -19,8 +20,8 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2, "bad flag, data or path, or too little memory"
     CHECKPOINT_REFUSED = 3, "checkpoint refused"
     NON_FINITE = 4, "non-finite loss"
-    INTERRUPTED = 130, "SIGINT"  # 128 + 2
-    TERMINATED = 143, "SIGTERM"  # 128 + 15
+    INTERRUPTED = 128 + signal.SIGINT, "SIGINT"  # as in shells
+    TERMINATED = 128 + signal.SIGTERM, "SIGTERM"
 
     @classmethod
     def table(cls) -> str:
@@ -36,3 +37,11 @@ class UserError(Exception):
     """
 
     exit_code: int = ExitCode.BAD_INPUT
+
+
+class Interrupted(Exception):
+    """A signal ended the run between two iterations; everything is saved."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"ended by {number.name}, everything is saved: --resume continues it")
+        self.exit_code = 128 + number

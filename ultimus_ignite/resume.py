@@ -10,7 +10,7 @@ from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
 # Fields that may differ when a run is resumed, because they do not change what is computed. The
-# epochs do; `go_on` checks them.
+# epochs do; `restore_newest` checks them.
 MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 
 # The values of fields that an older checkpoint lacks: their defaults. If a default changes after
@@ -18,7 +18,7 @@ MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
 ASSUMED = asdict(Recipe())
 
 
-def go_on(
+def restore_newest(
     recipe: Recipe,
     parts: Parts,
     checkpointer: Checkpointer,

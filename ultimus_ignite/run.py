@@ -5,6 +5,7 @@ from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
 
 from ultimus_ignite.build import Parts, build, create_scheduler
+from ultimus_ignite.errors import Interrupted
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
@@ -18,8 +19,8 @@ from ultimus_ignite.handlers.support.files import replace_file
 from ultimus_ignite.provenance import describe
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.resume import ASSUMED, go_on, identity
-from ultimus_ignite.run_directory import Interrupted, RunDirectory, Status
+from ultimus_ignite.resume import ASSUMED, identity, restore_newest
+from ultimus_ignite.run_directory import RunDirectory, Status, title_of
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",
@@ -77,11 +78,13 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         assumed=ASSUMED,
     )
 
-    if go_on(recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs):
+    is_finished = restore_newest(
+        recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs
+    )
+    if is_finished:
         print(f"{directory.path} is finished: {recipe.epochs} epochs, nothing left to do")
         return history
-    directory.begin(describe(recipe, parts), data=parts.data.name)
-    logger.write(_first_line(recipe, parts))
+    description = describe(recipe, parts)
     tensorboard = TensorboardLogger(logdir=str(directory.path))
     scalars = OutputHandler("epoch", output_transform=lambda _: _measured(history))
 
@@ -93,10 +96,11 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(evaluated.batches))
     history.attach(trainer, evaluator)
     tensorboard.attach(trainer, scalars, Events.EPOCH_COMPLETED)
-    # COMPLETED, also if a signal ends the run
+    # A signal, at the end of its iteration or epoch
     stop = GracefulStop().attach(trainer)
+    # COMPLETED, also after a signal
     CurveRenderer(
-        history, path=directory.curves, title=directory.title(), writer=tensorboard.writer
+        history, path=directory.curves, title=title_of(description), writer=tensorboard.writer
     ).attach(trainer)
     # Last on every event: a saved state is complete, and the guard has checked it
     if recipe.checkpoint_every is not None:
@@ -104,11 +108,13 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         trainer.add_event_handler(every, guard.check)
     checkpointer.attach(trainer)
 
-    with tensorboard, directory.reporting(ENDINGS), logger, stop, guard:
+    # They end from right to left: the status is written after the handlers are detached.
+    with tensorboard, directory.running(description, ENDINGS) as facts, logger, stop, guard:
+        logger.write(_first_line(recipe, parts))
         finished = _train(parts, recipe.epochs)
         if stop.received and not finished:
             raise Interrupted(stop.received)
-        directory.note(**_test(parts, history, checkpointer, logger))
+        facts |= _test(parts, history, checkpointer, logger)
         replace_file(directory.model, save(model.state_dict()))
     return history
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +17,6 @@ class RunDirectoryError(UserError):
     """The folder cannot be used for the run; the message says why and what to do."""
 
 
-class Interrupted(Exception):
-    """A signal ended the run between two iterations; everything is saved."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"ended by {number.name}, everything is saved: --resume continues it")
-        self.exit_code = 128 + number  # as in shells
-
-
 class RunDirectory:
     """Paths of one run, used by one process at a time.
 
@@ -36,11 +27,11 @@ class RunDirectory:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     directory = RunDirectory(Path(folder) / "first")
-        ...     with directory.open():
-        ...         directory.begin({"seed": 1}, data="digits")
-        ...         directory.set_status("finished")
-        ...     directory.read_status()["status"]
-        'finished'
+        ...     with directory.open(), directory.running({"data": {"name": "digits"}}, {}) as facts:
+        ...         facts["test_accuracy"] = 0.5
+        ...     status = directory.read_status()
+        >>> status["status"], status["data"], status["test_accuracy"]
+        ('finished', 'digits', 0.5)
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -98,30 +89,34 @@ class RunDirectory:
                         if not existed:
                             self.path.rmdir()
 
-    def begin(self, description: dict[str, Any], **facts: Any) -> None:
-        """Write ``recipe.json`` and the status ``running``; the facts are in every later status."""
-        self._facts = facts
-        _write_json(self.description, description)
-        self.set_status("running")
-
     @contextlib.contextmanager
-    def reporting(self, failures: Mapping[type[BaseException], Status]) -> Iterator[None]:
-        """Write the status of the block's end: ``finished``, one of ``failures``, or ``failed``."""
+    def running(
+        self, description: Mapping[str, Any], failures: Mapping[type[BaseException], Status]
+    ) -> Iterator[dict[str, Any]]:
+        """Write ``recipe.json``, and the status at the start and at the end of the block.
+
+        Args:
+            description: recipe, data, device and versions of the run.
+            failures: the status for each kind of exception; ``failed`` for any other.
+
+        Yields:
+            The facts that stand beside the status; add to them what the end should tell.
+        """
+        facts = {"data": description["data"]["name"]}
+        status: Status = "failed"
         try:
-            yield
+            _write_json(self.description, description)
+            self._write_status("running", facts)
+            yield facts
+            status = "finished"
         except BaseException as error:
-            matches = (status for kind, status in failures.items() if isinstance(error, kind))
-            self.set_status(next(matches, "failed"))
+            status = next((s for kind, s in failures.items() if isinstance(error, kind)), status)
             raise
-        self.set_status("finished")
+        finally:
+            self._write_status(status, facts)
 
-    def note(self, **facts: Any) -> None:
-        """Add facts to every later ``status.json``."""
-        self._facts |= facts
-
-    def set_status(self, status: Status, **facts: Any) -> None:
-        """Write ``status.json``."""
-        _write_json(self.status, {"status": status, **self._facts, **facts, "pid": os.getpid()})
+    def _write_status(self, status: Status, facts: Mapping[str, Any]) -> None:
+        _write_json(self.status, {"status": status, **facts, "pid": os.getpid()})
 
     def read_status(self) -> dict[str, Any]:
         """The content of ``status.json``."""
@@ -131,14 +126,14 @@ class RunDirectory:
         """The content of ``recipe.json``."""
         return _read_json(self.description)
 
-    def title(self) -> str:
-        """The title of the run's curves."""
-        description = self.read_description()
-        recipe = description["recipe"]
-        return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
+
+def title_of(description: Mapping[str, Any]) -> str:
+    """The title of a run's curves, from its ``recipe.json``."""
+    recipe = description["recipe"]
+    return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     # Imported here because it loads torch, which parsing the flags of a command must not do.
     from ultimus_ignite.handlers.support.files import replace_file
 

@@ -1,6 +1,7 @@
 """How each library resumes: one file a peer, each the script that its own documentation teaches.
 
 A line that is there for the sake of saving and resuming ends with ``# resume``; they are counted.
+What a script takes beside its `Task` is an option that ``robustness.py`` tries.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from resume_peers.task import EPOCHS, SEED, Task
 current: Task
 
 
-def train(task: Task) -> None:
+def train(task: Task, n_saved: int = 2) -> None:
     global current
     current = task
     cfg = base_config()
@@ -25,7 +25,7 @@ def train(task: Task) -> None:
     cfg.main_runner = cfg.model_name = cfg.train_ds_name = cfg.criterion_name = __name__
     cfg.optimizer_name = cfg.lr_scheduler = __name__
     cfg.max_epochs, cfg.amp_dtype = EPOCHS, "fp32"
-    cfg.n_saved = 2  # resume
+    cfg.n_saved = n_saved  # resume
     cfg.resume = True  # resume
     Trainer(0, cfg).fit()
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from ignite.engine import DeterministicEngine, Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, LRScheduler
+from ignite.handlers import Checkpoint, DiskSaver, LRScheduler, ProgressBar, TerminateOnNan
+from ignite.metrics import RunningAverage
 from ignite.utils import manual_seed
 
 from resume_peers.task import EPOCHS, EVERY, SEED, Task
@@ -22,15 +23,22 @@ def every_epoch(task: Task) -> None:
     train(task, Events.EPOCH_COMPLETED)
 
 
-def every_10(task: Task) -> None:
-    train(task, Events.ITERATION_COMPLETED(every=EVERY))
+def every_10(task: Task, every: int = EVERY, **options: Any) -> None:
+    train(task, Events.ITERATION_COMPLETED(every=every), **options)
 
 
 def every_10_worker(task: Task) -> None:
     train(task, Events.ITERATION_COMPLETED(every=EVERY), num_workers=1)
 
 
-def train(task: Task, save_event: Any, num_workers: int = 0) -> None:
+def train(
+    task: Task,
+    save_event: Any,
+    num_workers: int = 0,
+    n_saved: int = 2,
+    show_bar: bool = False,
+    terminate_on_nan: bool = False,
+) -> None:
     def update(engine: Engine, batch: Any) -> torch.Tensor:
         task.log(engine.state.iteration, batch[2])
         return task.step(batch)
@@ -38,11 +46,17 @@ def train(task: Task, save_event: Any, num_workers: int = 0) -> None:
     trainer = DeterministicEngine(update)  # resume
     schedule = LRScheduler(task.one_cycle())
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    if terminate_on_nan:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    if show_bar:
+        RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
+        RunningAverage(output_transform=torch.exp).attach(trainer, "perplexity")
+        ProgressBar().attach(trainer, ["loss", "perplexity"])
 
     to_save = {"trainer": trainer, "model": task.model}  # resume
     to_save |= {"optimizer": task.optimizer, "schedule": schedule}  # resume
     saver = DiskSaver(task.folder, require_empty=False)  # resume
-    trainer.add_event_handler(save_event, Checkpoint(to_save, saver, n_saved=2))  # resume
+    trainer.add_event_handler(save_event, Checkpoint(to_save, saver, n_saved=n_saved))  # resume
     saved = sorted(task.folder.glob("*.pt"), key=lambda path: path.stat().st_mtime)  # resume
     if saved:  # resume
         checkpoint = torch.load(saved[-1], weights_only=False)  # resume

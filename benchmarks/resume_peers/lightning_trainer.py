@@ -19,13 +19,16 @@ from resume_peers.task import BATCH_SIZE, EPOCHS, EVERY, SEED, Task
 
 
 class Module(L.LightningModule):
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, show_bar: bool = False) -> None:
         super().__init__()
-        self.task, self.model = task, task.model
+        self.task, self.model, self.show_bar = task, task.model, show_bar
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
         self.task.log(self.global_step + 1, batch[2])
-        return F.cross_entropy(self.model(batch[0]), batch[1])
+        loss = F.cross_entropy(self.model(batch[0]), batch[1])
+        if self.show_bar:
+            self.log_dict({"loss": loss, "perplexity": loss.exp()}, prog_bar=True)
+        return loss
 
     def configure_optimizers(self) -> Any:
         schedule = {"scheduler": self.task.one_cycle(), "interval": "step"}
@@ -37,9 +40,16 @@ def every_epoch(task: Task) -> None:
     train(Module(task), task.loader(), saver)
 
 
-def every_10(task: Task) -> None:
-    saver = ModelCheckpoint(task.folder, save_last=True, every_n_train_steps=EVERY)  # resume
-    train(Module(task), task.loader(), saver)
+def every_10(
+    task: Task,
+    every: int = EVERY,
+    save_on_exception: bool = False,
+    show_bar: bool = False,
+    **options: Any,
+) -> None:
+    saver = ModelCheckpoint(task.folder, save_last=True, every_n_train_steps=every)  # resume
+    saver.save_on_exception = save_on_exception
+    train(Module(task, show_bar), task.loader(), saver, enable_progress_bar=show_bar, **options)
 
 
 def torchdata(task: Task, module: type[Module] = Module) -> None:
@@ -67,14 +77,21 @@ def torchdata_and_hooks(task: Task) -> None:
     torchdata(task, WithRandomState)
 
 
-def train(module: Module, loader: Iterable[Any], saver: ModelCheckpoint) -> None:
+def train(
+    module: Module,
+    loader: Iterable[Any],
+    saver: ModelCheckpoint,
+    enable_progress_bar: bool = False,
+    **options: Any,
+) -> None:
     L.seed_everything(SEED, verbose=False)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
         callbacks=[saver],  # resume
         logger=False,
-        enable_progress_bar=False,
+        enable_progress_bar=enable_progress_bar,
         enable_model_summary=False,
+        **options,
     )
     trainer.fit(module, loader, ckpt_path="last")  # resume

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,19 @@ PRELOADED += ["lightning.pytorch", "torchdata.stateful_dataloader", "gatle_ignit
 
 @dataclass
 class Run:
-    """One run of a peer in a folder of its own, however many attempts it takes."""
+    """One run of a peer in a folder of its own, however many attempts it takes.
+
+    Args:
+        peer: what trains.
+        folder: for its checkpoints, and for what `path` names.
+        task: what its script is called with.
+        options: of its script.
+    """
 
     peer: Peer
     folder: Path
+    task: type[Task] = Task
+    options: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
 
     @property
@@ -66,14 +75,14 @@ class Run:
         return process.exitcode == -signal.SIGKILL
 
     def path(self, kind: str, number: int = -1) -> Path:
-        """A file that an attempt leaves: its journal, its output, or the digest of its weights."""
+        """A file that an attempt leaves: its journal, its output, or its weights."""
         return self.folder / f"{kind}-{range(self.attempts)[number]}"
 
     def journal(self, number: int = -1) -> np.ndarray:
         return np.fromfile(self.path("journal", number), RECORD)
 
-    def weights(self) -> str:
-        return self.path("weights").read_text()
+    def weights(self) -> bytes:
+        return self.path("weights").read_bytes()
 
     def last_line(self) -> str:
         """Of what the last attempt printed: the error, where it raised one."""
@@ -92,10 +101,12 @@ def attempt(run: Run, number: int) -> None:
     gc.freeze()
     torch.set_num_threads(1)
 
-    task = Task(run.checkpoints, run.folder / f"journal-{number}")
-    script_of(run.peer)[1](task)
-    weights = [parameter.detach().numpy().tobytes() for parameter in task.model.parameters()]
-    (run.folder / f"weights-{number}").write_text(sha256(b"".join(weights)).hexdigest())
+    task = run.task(run.checkpoints, run.folder / f"journal-{number}")
+    try:
+        script_of(run.peer)[1](task, **run.options)
+    finally:
+        weights = [parameter.detach().numpy().tobytes() for parameter in task.model.parameters()]
+        (run.folder / f"weights-{number}").write_bytes(b"".join(weights))
 
 
 def script_of(peer: Peer) -> tuple[ModuleType, FunctionType]:

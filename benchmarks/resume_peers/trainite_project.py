@@ -14,10 +14,14 @@ from torch.utils.data import Dataset
 from trainite.config.base import ProjectConfig
 from trainite.trainers.decoder_trainer import Trainer
 
-from resume_peers.task import BATCH_SIZE, EPOCHS, MAX_LR, SEED, Task, create_model, digits
+from resume_peers.task import BATCH_SIZE, EPOCHS, MAX_LR, SEED, Task, create_model
+
+current: Task
 
 
 def train(task: Task) -> None:
+    global current
+    current = task
     loader = {"batch_size": BATCH_SIZE, "num_workers": 0}
     parts = {part: {"_target_": f"{__name__}.{part}"} for part in ("Nothing", "Model", "Digits")}
     config = {
@@ -58,7 +62,7 @@ class Model(nn.Module):
 
 class Digits(Dataset[dict[str, Tensor]]):
     def __init__(self, length: int | None = None) -> None:
-        self.data = torch.utils.data.Subset(digits(), range(length or len(digits())))
+        self.data = torch.utils.data.Subset(current.data, range(length or len(current.data)))
 
     def __len__(self) -> int:
         return len(self.data)

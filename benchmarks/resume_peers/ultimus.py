@@ -8,10 +8,23 @@ from torch.utils.data import DataLoader
 from resume_peers.task import BATCH_SIZE, EPOCHS, EVERY, MAX_LR, SEED, Task
 from ultimus_ignite.data.sampler import EndlessBatches
 from ultimus_ignite.engines import create_trainer
-from ultimus_ignite.handlers import Checkpointer, OneCycleScheduler
+from ultimus_ignite.handlers import (
+    BatchLogger,
+    Checkpointer,
+    GracefulStop,
+    History,
+    NonFiniteGuard,
+    OneCycleScheduler,
+)
 
 
-def train(task: Task) -> None:
+def train(
+    task: Task,
+    every: int = EVERY,
+    show_bar: bool = False,
+    guard: bool = False,
+    graceful_stop: bool = False,
+) -> None:
     trainer = create_trainer(
         task.model,
         task.optimizer,
@@ -19,6 +32,13 @@ def train(task: Task) -> None:
         seed=SEED,  # resume
     )
     OneCycleScheduler(task.optimizer, max_lr=MAX_LR).attach(trainer)
+    if show_bar:
+        BatchLogger(task.optimizer).attach(trainer)
+        History(task.optimizer).attach(trainer)
+    if guard:
+        NonFiniteGuard(task.optimizer).attach(trainer)
+    if graceful_stop:
+        GracefulStop().attach(trainer)
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def log(engine: Engine) -> None:
@@ -26,7 +46,7 @@ def train(task: Task) -> None:
 
     to_save: dict[str, Any] = {"trainer": trainer, "model": task.model}  # resume
     to_save |= {"optimizer": task.optimizer}  # resume
-    checkpointer = Checkpointer(to_save, directory=task.folder, every=EVERY)  # resume
+    checkpointer = Checkpointer(to_save, directory=task.folder, every=every)  # resume
     checkpointer.attach(trainer).resume()  # resume
     start = trainer.state.iteration  # resume
     batches = EndlessBatches(task.data, batch_size=BATCH_SIZE, seed=SEED, start=start)  # resume

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from ultimus_ignite.handlers.support.private_names import COMPILED_PREFIX, VERSIONS
+from ultimus_ignite.handlers.support.private_names import COMPILED_PREFIX, EXTRA_STATE, VERSIONS
 
 
 def save_state(live: Any, *, with_lazy: bool = True) -> Any:
@@ -119,7 +119,7 @@ def _layout(live: Any, state: Any) -> dict[str, Any]:
         return {
             name: "not made yet" if is_lazy(state[key]) else tuple(state[key].shape)
             for key, name in plain_names(state).items()
-            if not key.endswith("_extra_state")  # its shape may change
+            if not key.endswith(EXTRA_STATE)  # its shape may change
         }
     if isinstance(live, Optimizer):
         return {"group sizes": [len(group["params"]) for group in state["param_groups"]]}

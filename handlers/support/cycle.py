@@ -7,8 +7,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-_UP, _DOWN = ("base_momentum", "max_momentum"), ("max_momentum", "base_momentum")
-_LEVEL = ("max_momentum", "max_momentum")
+_MOMENTUM_RISES, _MOMENTUM_FALLS = (
+    ("base_momentum", "max_momentum"),
+    ("max_momentum", "base_momentum"),
+)
+_MOMENTUM_STAYS = ("max_momentum", "max_momentum")
 
 
 class Cycle:
@@ -49,12 +52,12 @@ class Cycle:
         self._groups = stand_in.param_groups
         # For each phase: its last step, then the start and end of the rate and of the momentum.
         peak, last = options["pct_start"] * total_steps - 1, total_steps - 1
-        self._phases = [(peak, ("initial_lr", "max_lr"), _DOWN)]
+        self._phases = [(peak, ("initial_lr", "max_lr"), _MOMENTUM_FALLS)]
         if options["three_phase"]:
-            self._phases.append((2 * peak, ("max_lr", "initial_lr"), _UP))
-            self._phases.append((last, ("initial_lr", "min_lr"), _LEVEL))
+            self._phases.append((2 * peak, ("max_lr", "initial_lr"), _MOMENTUM_RISES))
+            self._phases.append((last, ("initial_lr", "min_lr"), _MOMENTUM_STAYS))
         else:
-            self._phases.append((last, ("max_lr", "min_lr"), _UP))
+            self._phases.append((last, ("max_lr", "min_lr"), _MOMENTUM_RISES))
 
     def at(self, step: int) -> list[dict[str, Any]]:
         """For each group ``lr`` and, if momentum is cycled, ``momentum`` or ``betas``."""

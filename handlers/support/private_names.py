@@ -20,6 +20,8 @@ RUN_CODE = inspect.unwrap(Engine.run).__code__
 COMPILED_PREFIX = "_orig_mod."
 # Attribute of a module's state: the submodules' versions. Wanted: an argument of `load_state_dict`.
 VERSIONS = "_metadata"
+# End of the key under which a module's state holds what `get_extra_state` returns.
+EXTRA_STATE = "_extra_state"
 
 
 def process_function(engine: Engine) -> Callable[[Engine, Any], Any]:
@@ -58,9 +60,27 @@ def raise_flag_if_non_finite(tensors: list[Tensor], flag: Tensor, one: Tensor) -
     torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
 
 
-def skips_by_flag(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer skips its step if ``found_inf`` is 1, as `GradScaler` expects."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+def lend_flag(optimizer: Optimizer, flag: Tensor) -> bool:
+    """Have an optimizer skip its steps while ``flag`` is 1; False if it cannot.
+
+    A fused optimizer does so for `GradScaler`. Wanted: an argument of its step.
+    """
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return False
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    optimizer.grad_scale, optimizer.found_inf = None, flag  # type: ignore[attr-defined]
+    return True
+
+
+def lent_flag(optimizer: Optimizer) -> Tensor | None:
+    """The flag that `lend_flag` or a `GradScaler` has lent to an optimizer."""
+    return getattr(optimizer, "found_inf", None)
+
+
+def take_flag_back(optimizer: Optimizer) -> None:
+    """Undo `lend_flag`."""
+    del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

@@ -231,8 +231,8 @@ def test_a_flag_that_a_failed_step_left_does_not_skip_the_next():
     guard = NonFiniteGuard(optimizer).attach(trainer)
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         trainer.run([0, 1])
-    guard._found.fill_(1.0)  # as if the gradient had been bad, too
-    assert optimizer.found_inf is guard._found
+    guard._flag.fill_(1.0)  # as if the gradient had been bad, too
+    assert optimizer.found_inf is guard._flag
     before = weight.item()
     step(None, 0)
     assert weight.item() == pytest.approx(before - 0.1)

@@ -24,7 +24,7 @@ class Arguments:
     """The flags of every subcommand."""
 
     debug: Flag = False
-    """Show the traceback of an error."""
+    """Show the traceback of an error in the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,8 +66,9 @@ def report(name: str, check: Callable[[], str]) -> bool:
 
 def versions() -> str:
     """Versions that most affect a result."""
-    packages = ("torch", "pytorch-ignite", "ultimus-ignite")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    from ultimus_ignite.provenance import PACKAGES
+
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 
 
 def folder(out: Path) -> str:

@@ -8,7 +8,7 @@ import tyro
 
 from ultimus_ignite.commands.arguments import Arguments, parse
 from ultimus_ignite.errors import UserError
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run_directory import RunDirectory, title_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,5 @@ def main(prog: str, argv: Sequence[str]) -> None:
         rows = read_csv(directory.history)
     except ValueError as error:
         raise UserError(str(error)) from None
-    save_figure(draw_curves(rows, title=directory.title()), directory.curves)
+    save_figure(draw_curves(rows, title=title_of(directory.read_description())), directory.curves)
     print(directory.curves)

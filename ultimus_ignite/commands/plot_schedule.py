@@ -1,6 +1,5 @@
 """`ultimus plot-schedule`: the learning rate of every iteration, without training."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     from ultimus_ignite.build import build, create_scheduler
     from ultimus_ignite.handlers.support.figures import draw_schedule, save_figure
+    from ultimus_ignite.handlers.support.history_csv import write_csv
 
     parts = build(arguments.recipe)
     total_steps = arguments.recipe.epochs * parts.stream.epoch_length
@@ -31,11 +31,11 @@ def main(prog: str, argv: Sequence[str]) -> None:
     constant = parts.optimizer.defaults["betas"][0]  # a row is empty if momentum is not cycled
     momenta = [row[0] if row else constant for row in schedule.momenta]
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        with (arguments.out / "schedule.csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["iteration", "lr", "momentum"])
-            writer.writerows(zip(range(1, total_steps + 1), rates, momenta, strict=True))
+        rows = [
+            {"iteration": i, "lr": rate, "momentum": momentum}
+            for i, (rate, momentum) in enumerate(zip(rates, momenta, strict=True), start=1)
+        ]
+        write_csv(rows, arguments.out / "schedule.csv")
         save_figure(draw_schedule(rates, momenta), arguments.out / "schedule.png")
     except OSError as error:
         reason = f"{arguments.out} cannot be written ({error.strerror}): choose another --out"

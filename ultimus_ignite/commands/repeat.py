@@ -17,6 +17,8 @@ class RepeatArguments(RunArguments):
     With --resume, finished seeds are kept and an interrupted one is continued.
     """
 
+    out: Path | None = None
+    """Folder of the runs; runs/RECIPE-repeat if not given."""
     seeds: str = "1,2,3,4,5"
     """Seeds, separated by commas; they replace --seed."""
 

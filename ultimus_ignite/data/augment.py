@@ -81,6 +81,9 @@ class Augment:
         cutout_size: side of the hole, in pixels.
         grey: probability of removing the colour.
 
+    Raises:
+        ValueError: there is a cutout, but it has no size.
+
     Example:
         >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3), crop_padding=2, flip=0.5)
         >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
@@ -95,6 +98,10 @@ class Augment:
     cutout: float = 0.0
     cutout_size: int = 0
     grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cutout > 0 and self.cutout_size < 1:
+            raise ValueError(f"cutout needs a cutout_size of at least 1, got {self.cutout_size}")
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
         """Draw the parameters of a batch of ``shape`` (B, C, H, W)."""

@@ -90,14 +90,36 @@ def test_a_fused_optimizer_skips_by_the_flag_and_says_so(kind):
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     optimizer = kind([weight], lr=0.1, fused=True)
-    assert private.skips_by_flag(optimizer)
-    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())
+    flag = torch.ones(())
+    assert private.lend_flag(optimizer, flag)
+    assert private.lent_flag(optimizer) is flag
     optimizer.step()
     assert torch.equal(weight, torch.ones(3))
-    optimizer.found_inf = torch.zeros(())
+    flag.zero_()
     optimizer.step()
     assert not torch.equal(weight, torch.ones(3))
-    assert not private.skips_by_flag(kind([weight], lr=0.1, fused=False))
+    private.take_flag_back(optimizer)
+    assert private.lent_flag(optimizer) is None
+    assert not private.lend_flag(kind([weight], lr=0.1, fused=False), flag)
+
+
+def test_a_scaler_lends_its_flag_in_the_same_way():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    lent = []
+    optimizer.register_step_pre_hook(lambda *_: lent.append(private.lent_flag(optimizer)))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(weight.sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    assert [bool(flag) for flag in lent] == [True]
+
+
+def test_a_modules_own_state_has_this_key():
+    class Counting(nn.Module):
+        def get_extra_state(self):
+            return 7
+
+    assert Counting().state_dict() == {private.EXTRA_STATE: 7}
 
 
 def test_buffers_are_the_live_dict():
