@@ -126,7 +126,7 @@ class GracefulStop(Attachable):
 
     def close(self) -> None:
         """Give back the signals and the loaders."""
-        for number, previous in self._previous.items():
+        for number, previous in [*self._previous.items()]:  # a second signal takes one out
             if signal.getsignal(number) == self._note:  # else someone has replaced it
                 signal.signal(number, _of_a_running_stop(previous, number))
         while self._spared:

@@ -97,3 +97,24 @@ def test_the_status_carries_its_facts(tmp_path, ending):
     directory = begin(tmp_path / "run", ending)
     status = directory.read_status()
     assert status == {"status": ending, "data": "digits", "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("signalled", [KeyboardInterrupt, SystemExit])
+def test_another_signal_while_the_status_is_written(tmp_path, monkeypatch, signalled):
+    directory = RunDirectory(tmp_path / "run")
+    write, ends = directory._write_status, []
+
+    def interrupted(status, facts):
+        if status != "running" and not ends:
+            ends.append(status)
+            raise signalled
+        write(status, facts)
+
+    monkeypatch.setattr(directory, "_write_status", interrupted)
+    with (
+        pytest.raises(signalled),
+        directory.open(),
+        directory.running({"data": {"name": "digits"}}, {KeyError: "interrupted"}),
+    ):
+        raise KeyError
+    assert directory.read_status()["status"] == "interrupted"

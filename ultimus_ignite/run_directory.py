@@ -113,7 +113,11 @@ class RunDirectory:
             status = next((s for kind, s in failures.items() if isinstance(error, kind)), status)
             raise
         finally:
-            self._write_status(status, facts)
+            try:
+                self._write_status(status, facts)
+            except (KeyboardInterrupt, SystemExit):  # another signal came in the middle
+                self._write_status(status, facts)
+                raise
 
     def _write_status(self, status: Status, facts: Mapping[str, Any]) -> None:
         _write_json(self.status, {"status": status, **facts, "pid": os.getpid()})

@@ -76,7 +76,7 @@ def check_finite(live: Any, state: Any, name: str) -> None:
         ValueError: one holds NaN or infinity; the message names it.
     """
     if isinstance(live, nn.Module):
-        trained = {key for key, parameter in live.named_parameters() if parameter.requires_grad}
+        trained = [key for key, parameter in live.named_parameters() if parameter.requires_grad]
         names = plain_names(live.state_dict())
         checked = {names[key]: state.get(names[key]) for key in trained if key in names}
     elif isinstance(live, Optimizer):

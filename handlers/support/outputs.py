@@ -83,7 +83,7 @@ class OutputReader:
         elif (number := _number(output)) is not None:
             values = {"loss": number}
         count = values.pop("count", None)
-        if count is not None and not (count >= 0 and count == int(count)):
+        if count is not None and not (count >= 0 and float(count).is_integer()):
             raise TypeError(f"{self._owner}: count in output must be a whole number, got {count}")
         if not values:
             raise TypeError(

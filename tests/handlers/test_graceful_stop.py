@@ -363,3 +363,26 @@ def test_a_handler_that_hands_signals_on_and_puts_the_stops_own_back_is_no_loop(
     trainer.run(range(3), max_epochs=3)
     assert stop.received is None
     assert stop._previous.get(signal.SIGTERM) != stop._note
+
+
+def test_a_second_signal_while_the_first_run_of_close_is_not_over(monkeypatch):
+    stop = GracefulStop()
+    trainer = Engine(
+        lambda engine, batch: (
+            signal.raise_signal(signal.SIGTERM) if engine.state.iteration == 1 else None
+        )
+    )
+    trainer.logger.disabled = True
+    stop.attach(trainer)
+    real, raised = signal.getsignal, []
+
+    def getsignal(number):  # which close asks for each signal
+        if not raised:
+            raised.append(number)
+            signal.raise_signal(signal.SIGINT)
+        return real(number)
+
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    assert trainer.run(range(3)).iteration == 1
+    assert raised
+    assert stop.received is not None

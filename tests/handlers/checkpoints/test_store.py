@@ -78,7 +78,7 @@ def test_tensors_that_share_storage_share_it_again(tmp_path):
 DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
 
 
-@pytest.mark.parametrize("dtype", set(DTYPES), ids=str)
+@pytest.mark.parametrize("dtype", sorted(set(DTYPES), key=str), ids=str)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of types to come, and to go
 def test_a_tensor_of_any_type_comes_back_or_is_refused_at_save(tmp_path, dtype):
     store = CheckpointStore(tmp_path)
