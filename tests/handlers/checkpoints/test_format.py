@@ -1,4 +1,4 @@
-"""What the store makes of files that are damaged, foreign or malicious."""
+"""What a state is as bytes, and what the store makes of bytes that are damaged or malicious."""
 
 import contextlib
 import copyreg
@@ -26,6 +26,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultimus_ignite.handlers.checkpoints.format import decode, encode
 from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 
 STATE = {"model": OrderedDict(weight=torch.arange(24.0).view(4, 6)), "iteration": 1}
@@ -65,6 +66,82 @@ def harmless(path, original):
         return packed(CheckpointStore(path.parent).load(path)) == original
     except CheckpointError:
         return True
+
+
+# States
+
+
+HASHABLE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3)
+    | st.complex_numbers(allow_nan=False) | st.sampled_from([torch.int8, torch.device("cpu")]),
+    lambda inner: st.lists(inner, max_size=3).map(tuple),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_what_is_written_is_read_whatever_stands_in_it_more_than_once(data):
+    pool = st.sampled_from(data.draw(st.lists(HASHABLE, min_size=1, max_size=4)))
+    inner = st.recursive(
+        pool | st.tuples(pool, pool) | st.sets(pool, max_size=3),
+        lambda value: st.lists(value, max_size=3) | st.dictionaries(pool, value, max_size=3),
+        max_leaves=8,
+    )
+    state = data.draw(st.dictionaries(pool, inner | st.tuples(inner, inner), max_size=4))
+    written = encode(state)
+    assert decode(written) == state
+    assert encode(decode(written)) == written
+    assert decode(packed(state)) == state  # version 0.1.0 wrote tuples that stand in it twice
+
+
+@pytest.mark.parametrize(
+    "value", ["cpu", "a b", ("a b",), 1j, torch.Size([2]), torch.device("cpu")], ids=repr
+)
+def test_equal_states_have_equal_bytes(value):
+    equal = pickle.loads(pickle.dumps(value))
+    assert equal is not value
+    state = {"one": value, "weight": torch.ones(1)}  # torch itself writes "cpu"
+    assert encode(state | {"two": equal}) == encode(state | {"two": value})
+
+
+def test_sets_have_the_same_bytes_in_every_process():
+    script = """
+from ultimus_ignite.handlers.checkpoints.format import decode, encode
+data = encode({"names": {"ab", "cd", "ef", ("gh", 1), None, 2}})
+assert type(decode(data)["names"]) is set
+print(data.hex())
+"""
+    command = [sys.executable, "-c", script]
+    seeds = [os.environ | {"PYTHONHASHSEED": str(seed)} for seed in range(2)]
+    assert len({subprocess.check_output(command, env=seed) for seed in seeds}) == 1
+
+
+@pytest.mark.parametrize("value", [2**2039, -(2**9999), torch.uint16], ids=["+", "-", "dtype"])
+def test_a_value_that_torch_does_not_read_is_refused_by_its_key(value):
+    with pytest.raises(ValueError, match=r"state\['a'\]\[0\]\['b'\]: no checkpoint"):
+        encode({"a": [{"b": value}]})
+    with pytest.raises(ValueError, match="a key of state: no checkpoint"):
+        encode({value: 1})
+    longest = {"a": [2**2039 - 1, 1 - 2**2039]}
+    assert decode(encode(longest)) == longest
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_an_expanded_part_of_a_sparse_tensor_comes_back(layout):
+    ones, zero, rows = torch.ones(1).expand(3), torch.tensor([0]).expand(3), torch.arange(4)
+    state = {
+        "coo": lambda: torch.sparse_coo_tensor(torch.stack([rows[:3], zero]), ones, (3, 3)),
+        "csr": lambda: torch.sparse_csr_tensor(rows, zero, ones, (3, 3)),
+        "csc": lambda: torch.sparse_csc_tensor(rows, zero, ones, (3, 3)),
+    }[layout]()
+    loaded = decode(encode({"sparse": state}))["sparse"]
+    assert loaded.layout == state.layout
+    assert loaded.to_dense().equal(state.to_dense())
+
+
+# Damage
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +236,14 @@ def archive(pickled, records=(), *, method=zipfile.ZIP_STORED, name="archive/dat
     with zipfile.ZipFile(buffer, "w", method) as file:
         for entry, content in [(name, pickled), ("archive/version", b"3\n"), *records]:
             file.writestr(entry, content)
-    return buffer.getvalue()
+    return with_end(buffer.getvalue())
+
+
+def with_end(data):
+    """Give an archive the end that torch writes, with room for 64 bits."""
+    count, size, start = struct.unpack("<10xH2I2x", data[-22:])
+    end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+    return data[:-22] + end + struct.pack("<4sIQI", b"PK\6\7", 0, len(data) - 22, 1) + data[-22:]
 
 
 def saved(state, **options):
@@ -185,6 +269,10 @@ FOREIGN = {
     "torch, a list": saved([1, 2]),
     "torch, protocol 4": saved(STATE, pickle_protocol=4),
     "zip": archive(b"text", name="readme.txt"),
+    "two in one": archive(b"\x80\2}K\1K\1s.") + archive(b"\x80\2}K\2K\2s."),
+    "a function in an attribute": archive(
+        b"\x80\2}K\1ccollections\nOrderedDict\n)R}K\1ccollections\nOrderedDict\nsbs."
+    ),
     "empty zip": b"PK\5\6" + bytes(18),
     "TorchScript": archive(b"\x80\2}.", [("archive/constants.pkl", b"\x80\2).")]),
     "deflated": archive(
@@ -290,14 +378,31 @@ def number(value):
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def tensor(elements, size, stride, *, kind="Float", key=0):
-    """The pickle of a tensor over the record ``key`` of so many elements."""
+def numbers(*values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+def called(name, *arguments):
+    return b"c" + name.replace(" ", "\n").encode() + b"\n(" + b"".join(arguments) + b"tR"
+
+
+def view(elements, size, stride, kind, key):
+    """The pickle of a view of the record ``key`` of so many elements."""
     storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(str(key))
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + text("cpu") + number(elements) + b"tQ"
-        + number(0) + number(size) + b"\x85" + number(stride) + b"\x85\x89"
-        + b"ccollections\nOrderedDict\n)RtR"
-    )  # fmt: skip
+    claim = text("cpu") + number(elements) + b"tQ"
+    return storage + claim + number(0) + numbers(*size) + numbers(*stride)
+
+
+def tensor(elements, size, stride, *, kind="Float", key=0, quantizer=b""):
+    function = f"torch._utils _rebuild_{'qtensor' if quantizer else 'tensor_v2'}"
+    hooks = called("collections OrderedDict")
+    return called(function, view(elements, size, stride, kind, key), quantizer, b"\x89", hooks)
+
+
+def sparse(indices, values, size):
+    layout = called("torch.serialization _get_layout", text("torch.sparse_coo"))
+    parts = b"(" + indices + values + numbers(size) + b"\x89t"
+    return called("torch._utils _rebuild_sparse_tensor", layout, parts)
 
 
 def deflated(megabytes):
@@ -306,7 +411,7 @@ def deflated(megabytes):
     with file, file.open("archive/data.pkl", "w") as entry:
         for _ in range(megabytes):
             entry.write(bytes(2**20))
-    return buffer.getvalue()
+    return with_end(buffer.getvalue())
 
 
 def overlapping(count):
@@ -316,7 +421,7 @@ def overlapping(count):
         entry = zipfile.ZipInfo(f"archive/data/{key}")
         entry.CRC, entry.file_size, entry.compress_size = zlib.crc32(inner), len(inner), len(inner)
         entries.append(entry)
-        tensors += tensor(len(inner), len(inner), 1, kind="Byte", key=key)
+        tensors += tensor(len(inner), [len(inner)], [1], kind="Byte", key=key)
         inner = entry.FileHeader() + inner
     pickled = b"\x80\2}" + text("a") + b"](" + tensors + b"es."
     buffer = io.BytesIO(archive(pickled, [("archive/data/all", inner)]))
@@ -328,27 +433,54 @@ def overlapping(count):
             offset += len(entry.FileHeader())
             file.filelist.append(entry)
         file.writestr("archive/byteorder", b"little")
-    return buffer.getvalue()
+    return with_end(buffer.getvalue())
 
 
 def bombs():
-    records = [("archive/data/0", bytes(400))]
+    records = [(f"archive/data/{key}", bytes(400)) for key in range(3)]
 
-    def holding(value):
-        return archive(b"\x80\2}" + text("a") + value + b"s.", records)
+    def holding(*values):
+        pickled = b"\x80\2}" + text("a") + b"](" + b"".join(values) + b"es."
+        return archive(pickled, [*records, ("archive/byteorder", b"little")])
 
-    yield "sound", holding(tensor(100, 100, 1))
+    yield "sound", holding(tensor(100, [100], [1]))
     yield "deflated", deflated(300)
     yield "overlapping", overlapping(300)
-    array = b"cbuiltins\nbytearray\n" + number(6 * 10**8) + b"\x85R"
+    array = called("builtins bytearray", number(6 * 10**8))
     yield "bytearray", holding(array)
     yield "in the shade", archive(b"\x80\2}.", [("archive/DATA.PKL", b"\x80\2" + array + b".")])
-    yield "torch.Tensor", holding(b"ctorch\nTensor\n" + number(10**8) + b"\x85R")
-    yield "storage", holding(b"ctorch.storage\nUntypedStorage\n" + number(6 * 10**8) + b"\x85R")
-    yield "more elements than bytes", holding(tensor(10**9, 10**9, 1))
-    yield "longer than its storage", holding(tensor(100, 10**9, 1))
-    yield "expanded", holding(tensor(100, 10**9, 0))
-    yield "expanded to an exbibyte", holding(tensor(100, 2**58, 0))
+    yield "torch.Tensor", holding(called("torch Tensor", number(10**8)))
+    yield "storage", holding(called("torch.storage UntypedStorage", number(6 * 10**8)))
+    yield "more elements than bytes", holding(tensor(10**9, [10**9], [1]))
+    yield "longer than its storage", holding(tensor(100, [10**9], [1]))
+    yield "expanded", holding(tensor(100, [10**9], [0]))
+    yield "expanded to an exbibyte", holding(tensor(100, [2**58], [0]))
+    yield "another claim", holding(tensor(100, [1], [1]), tensor(10**9, [10**9], [0]))
+    yield (
+        "set anew",
+        holding(tensor(100, [1], [1]), b"(", view(100, [10**9], [0], "Float", 0), b"tb"),
+    )
+
+    many = tensor(50, [10**8], [0], kind="Long", key=1)
+    yield "sparse", holding(sparse(tensor(50, [1, 10**8], [0, 0], kind="Long"), many, 5))
+    scales = tensor(50, [10**8], [0], kind="Double", key=2)
+    quantizer = b"(ctorch\nper_channel_affine\n" + scales + many + number(0) + b"t"
+    yield "scales", holding(tensor(400, [10**8], [0], kind="QUInt8", quantizer=quantizer))
+    yield "size", holding(called("torch Size", tensor(100, [10**7], [0], kind="Int")))
+    indices = tensor(10**5, [1, 10**5], [1, 1], kind="Int")
+    copies = sparse(indices, tensor(10**5, [10**5], [1], kind="Char", key=1), 5) * 3000
+    records[:2] = [("archive/data/0", bytes(4 * 10**5)), ("archive/data/1", bytes(10**5))]
+    yield "copied indices", holding(copies)
+    items = b"]q\1(" + b"".join(b"M" + struct.pack("<H", item) for item in range(17000)) + b"e"
+    yield "many sets", holding(items, called("__builtin__ set", b"h\1") * 2000)
+
+    tuples = ()
+    for _ in range(60):
+        tuples = (tuples, tuples)
+    yield "years of hashing", archive(b"\x80\2}" + pickle.dumps(tuples, 2)[2:-1] + b"K\1s.")
+    yield "deep hashing", archive(b"\x80\2})" + b"\x85" * 10**6 + b"K\1s.")
+    name = text("n" * 10**6) + b"q\1"
+    yield "long names", archive(b"\x80\2}" + name + b"}h\1" * 3000 + b"N" + b"s" * 3001 + b".")
 
 
 def test_a_file_larger_than_memory_is_not_read(tmp_path):
@@ -382,12 +514,13 @@ for folder in sys.argv[1:]:
     folders = [plant(tmp_path / name, data).parent for name, data in bombs()]
     CheckpointStore(tmp_path / "large").save({"weight": torch.ones(25 * 2**20)}, iteration=1)
     folders.append(tmp_path / "large")
-    printed = subprocess.check_output([sys.executable, "-c", script, *folders], text=True)
+    command = [sys.executable, "-c", script, *folders]
+    printed = subprocess.check_output(command, text=True, timeout=600)  # some would take for ever
     lines = [line.split(" ", 2) for line in printed.splitlines()]
     outcomes = {name: (outcome, int(grown)) for outcome, grown, name in lines}
     assert len(outcomes) == len(folders)
     loaded = {name for name, (outcome, _) in outcomes.items() if outcome == "loaded"}
-    assert loaded == {"sound", "large"}
+    assert loaded == {"sound", "long names", "large"}
     assert max(grown for name, (_, grown) in outcomes.items() if name != "large") < 200
     assert outcomes["large"][1] < 3 * 100  # the file has 100 MiB
 
