@@ -5,6 +5,7 @@
 
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from processes import call
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ultimus_ignite import handlers
 from ultimus_ignite.cli import SUBCOMMANDS
 from ultimus_ignite.errors import ExitCode
 
@@ -106,31 +108,35 @@ def users_script():
     return {**locals(), "DataLoader": DataLoader}
 
 
-def test_the_handlers_train_and_resume(tmp_path, monkeypatch):
+@pytest.mark.parametrize("event", [Events.ITERATION_STARTED, Events.EPOCH_COMPLETED])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_script_resumes_exactly(tmp_path, monkeypatch, number, event):
     monkeypatch.chdir(tmp_path)
-    killed, resumed, unbroken = (users_script() for _ in range(3))
-
-    def kill():
-        raise KeyboardInterrupt
-
-    killed["trainer"].add_event_handler(Events.ITERATION_COMPLETED(once=7), kill)
-    with pytest.raises(KeyboardInterrupt):
-        exec(SCRIPTS[0], killed)
+    stopped, resumed, unbroken = (users_script() for _ in range(3))
+    stopped["trainer"].add_event_handler(event(once=3), lambda: signal.raise_signal(number))
+    exec(SCRIPTS[0], stopped)
+    assert stopped["stop"].received == number
+    assert stopped["trainer"].state.iteration < 10
     exec(SCRIPTS[0], resumed)
     assert resumed["trainer"].state.iteration == 10
-    monkeypatch.chdir(tmp_path / "checkpoints")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
     exec(SCRIPTS[0], unbroken)
     assert torch.equal(resumed["model"].weight, unbroken["model"].weight)
 
 
-def test_a_loader_that_begins_in_mid_epoch(tmp_path, monkeypatch):
+def test_the_other_handlers_attach_in_any_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = users_script()
-    *beginning, last = SCRIPTS[0].splitlines()
-    assert last == "trainer.run(loader, max_epochs=5)"
-    exec("\n".join(beginning), names)
-    exec(SCRIPTS[1], names)
-    assert names["trainer"].state.iteration == 10
+    weights = []
+    for order in (lambda lines: lines, reversed):
+        names = users_script() | {"handlers": handlers}
+        lines = SCRIPTS[1].splitlines()
+        assert lines[-2].startswith("history")
+        exec("\n".join([*order(lines[:-2]), *lines[-2:]]), names)
+        names["trainer"].run(names["loader"], max_epochs=2)
+        weights.append(names["model"].weight)
+    assert Path("curves.png").exists()
+    assert torch.equal(*weights)
 
 
 def test_the_block_is_a_layer():

@@ -27,6 +27,7 @@ def check(answer, kills):
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     assert answer.stdout.count("\nkilled after") == kills
+    assert "newest: None" not in answer.stdout
     for name in ("model", "optimizer", "history"):
         a, b = re.search(rf"{name} +bit-identical, sha256 (\w+) = (\w+)", answer.stdout).groups()
         assert a == b

@@ -105,12 +105,15 @@ def _train_straight(recipe: Recipe, out: Path) -> float:
 
 
 def _kill(recipe: Recipe, out: Path, wait: float) -> None:
-    """Start or resume the run, and kill it ``wait`` seconds after it has begun to train."""
+    """Start or resume the run, and kill it ``wait`` seconds after there is a checkpoint."""
     process = _start(recipe, out)
+    checkpoints = RunDirectory(out).checkpoints
+    while process.is_alive() and not any(checkpoints.glob("*.pt")):
+        time.sleep(0.01)  # a run without one would begin anew, which shows nothing
     process.join(wait)
     process.kill()
     process.join()
-    newest = max(RunDirectory(out).checkpoints.glob("*.pt"), default=None)
+    newest = max(checkpoints.glob("*.pt"), default=None)
     print(f"killed after {wait:.2f} s, newest: {newest and newest.name}", flush=True)
 
 
