@@ -3,19 +3,15 @@
 import hashlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
+from ultimus_ignite.data.decoding import decode
 from ultimus_ignite.data.image_data import IMAGE_SHAPE, DataError, ImageData
 from ultimus_ignite.data.scratch import scratch_folder
 
@@ -28,9 +24,9 @@ _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 def load_folder(root: Path, data_dir: Path) -> ImageData:
     """Read ``root/train/<class>/*`` and ``root/test/<class>/*``.
 
-    Classes and files are sorted by name; hidden ones (leading dot) are ignored. An image of another
-    size is resized to 32x32, whatever its aspect ratio, by Pillow's antialiased bilinear filter.
-    Only the first frame of an animation is used.
+    Classes and files are sorted by name; hidden ones (leading dot) are ignored. An image is what a
+    viewer shows of it on white, resized to 32x32 whatever its aspect ratio; see
+    `ultimus_ignite.data.pixels`.
 
     The tensors are cached in ``data_dir/cache``, in one file per folder. The next call maps that
     file into memory instead of decoding, as long as every image has its old name, size and times.
@@ -94,7 +90,7 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
 
 def _fingerprint(*splits: Split) -> str:
     """A hash that changes when a file is added, removed, renamed or changed; no file is read."""
-    digest = hashlib.sha256(b"1")  # version of the decoder and of the cache's layout
+    digest = hashlib.sha256(b"2")  # version of the decoder and of the cache's layout
     for split in splits:
         for class_name, files in split.items():
             digest.update(b"\0%b\0" % os.fsencode(class_name))
@@ -111,26 +107,8 @@ def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
     """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,)."""
     labels = [label for label, files in enumerate(split.values()) for _ in files]
     paths = [file.path for files in split.values() for file in files]
-    images = np.empty((len(paths), *IMAGE_SHAPE), dtype=np.uint8)
-    # No thread pool: Pillow holds the GIL on images this small; two threads were slower than one.
-    hidden = None if sys.stderr else True  # None: hidden unless stderr is a terminal
-    bar = tqdm(paths, desc="decoding", unit=" images", leave=False, disable=hidden)
-    for index, path in enumerate(bar):
-        images[index] = _decode(path).transpose(2, 0, 1)
+    images, _ = decode(paths, IMAGE_SHAPE[1])
     return torch.from_numpy(images), torch.tensor(labels)
-
-
-def _decode(path: str) -> NDArray[np.uint8]:
-    """One image, uint8 (32, 32, 3)."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255
-                raise ValueError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
-            # An image that is already 32x32 is not changed, and costs nothing.
-            resized = image.convert("RGB").resize(IMAGE_SHAPE[1:], Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow raises many types, also SyntaxError
-        raise DataError(f"{path}: not a readable image: {error}") from error
-    return np.asarray(resized)
 
 
 def _seal(fingerprint: str, summary: str) -> str:

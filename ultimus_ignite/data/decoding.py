@@ -1,0 +1,94 @@
+"""Many image files to one array of pixels, on all cores.
+
+N: number of files. S: side of the images.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultimus_ignite.data.decoder_processes import Decoded, decode_here, decode_in_processes
+from ultimus_ignite.data.image_data import DataError
+from ultimus_ignite.data.pixels import UnreadableError
+from ultimus_ignite.data.progress import Progress
+
+_ALONE = 0.5  # seconds after which other processes help; they take about 0.3 s to start
+_CHUNKS_PER_SECOND = 10  # of one helper
+_NAMED = 5  # unreadable files that an error names
+
+
+def decode(
+    paths: Sequence[str | Path], size: int, *, skip_unreadable: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read image files as squares of the pixels that a viewer shows on white.
+
+    What takes longer than half a second is shared with one process per core. A terminal shows a
+    bar, anything else a line every 30 s.
+
+    Args:
+        paths: N files, of the formats of `ultimus_ignite.data.pixels.read_pixels`.
+        size: S, in pixels.
+        skip_unreadable: leave out what is not a readable image.
+
+    Returns:
+        The images, uint8 (number kept, 3, S, S), in the order of their paths, and bool (N,): which
+        paths were kept.
+
+    Raises:
+        DataError: some are not readable images, or none is; it counts them and names five.
+
+    Example:
+        >>> from tempfile import NamedTemporaryFile
+        >>> from PIL import Image
+        >>> with NamedTemporaryFile(suffix=".png") as good, NamedTemporaryFile() as empty:
+        ...     Image.new("RGB", (9, 9), "red").save(good.name)
+        ...     images, kept = decode([good.name, empty.name], 32, skip_unreadable=True)
+        >>> images.shape, kept.tolist()
+        ((1, 3, 32, 32), [True, False])
+    """
+    names = [os.fspath(path) for path in paths]
+    images = np.empty((len(names), 3, size, size), dtype=np.uint8)
+    kept = np.ones(len(names), dtype=bool)
+    reasons: dict[int, UnreadableError] = {}
+    progress = Progress(len(names), "decoding", "images")
+    with progress, closing(_decode_all(names, size)) as everything:
+        for index, decoded in everything:
+            if isinstance(decoded, UnreadableError):
+                reasons[index] = decoded
+                kept[index] = False
+            else:
+                images[index] = decoded
+            progress.update()
+    if not reasons:
+        return images, kept
+    if not skip_unreadable or not kept.any():
+        lines = [f"{names[i]}: not a readable image: {reasons[i]}" for i in sorted(reasons)]
+        raise DataError(_explain(lines))
+    return images[kept], kept
+
+
+def _decode_all(paths: Sequence[str], size: int) -> Iterator[tuple[int, Decoded]]:
+    """The position of each file and what was decoded: here at first, then in other processes."""
+    done, started = 0, time.monotonic()
+    cores = len(os.sched_getaffinity(0))
+    while done < len(paths) and (cores == 1 or time.monotonic() < started + _ALONE):
+        yield done, decode_here([paths[done]], size)[0]
+        done += 1
+    chunk = max(1, round(done / _ALONE / _CHUNKS_PER_SECOND))
+    with closing(decode_in_processes(paths[done:], size, cores, chunk)) as rest:
+        for index, decoded in rest:
+            yield done + index, decoded
+
+
+def _explain(unreadable: list[str]) -> str:
+    """One line on files that are not images, each given as its path and the reason."""
+    named = "; ".join(unreadable[:_NAMED])
+    if len(unreadable) == 1:
+        return named
+    more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+    return f"{len(unreadable)} files cannot be used: {named}{more}"
