@@ -42,7 +42,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
     An embedded colour profile is honoured, as is the gamma of a PNG. A profile that is damaged or
     meant for another mode is passed over, as browsers do.
     """
-    if image.mode in ("P", "PA", "1", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no other way out of La
+    if image.mode in ("P", "PA", "1", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     colours = image.convert(_COLOURS.get(image.mode, image.mode))
     profile = image.info.get("icc_profile", b"")

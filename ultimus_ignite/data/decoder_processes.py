@@ -13,7 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import IO, Any, cast
@@ -29,7 +29,8 @@ Decoded = NDArray[np.uint8] | UnreadableError
 _Process = subprocess.Popen[bytes]
 
 _SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
 size, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
 from ultimus_ignite.data.decoder_processes import serve
 serve(size)
@@ -45,7 +46,7 @@ def decode_here(paths: Sequence[str], size: int) -> list[Decoded]:
 
 def decode_in_processes(
     paths: Sequence[str], size: int, processes: int, chunk: int
-) -> Iterator[tuple[int, Decoded]]:
+) -> Generator[tuple[int, Decoded], None, None]:
     """Decode files in other processes.
 
     A process that dies is not replaced; what it had at hand is given to another, and decoded in
@@ -62,21 +63,24 @@ def decode_in_processes(
     """
     starts = range(0, len(paths), chunk)
     todo = deque(range(start, min(start + chunk, len(paths))) for start in starts)
-    working: dict[IO[bytes], tuple[_Process, range]] = {}  # by the output of each process
+    working: dict[int, tuple[_Process, range]] = {}  # by the descriptor of each one's output
     with ExitStack() as stack:
-        idle = [stack.enter_context(_start(size)) for _ in range(min(processes, len(todo)))]
+        idle: list[_Process] = []
+        for _ in range(min(processes, len(todo))):
+            with suppress(OSError):  # it cannot be started
+                idle.append(stack.enter_context(_start(size)))
         while idle or working:
             while idle and todo:
                 process, part = idle.pop(), todo.popleft()
                 with suppress(OSError):  # it has died, as reading from it will tell
                     _send(process.stdin, paths[part.start : part.stop])
-                working[cast(IO[bytes], process.stdout)] = process, part
+                working[_output(process).fileno()] = process, part
             if not working:
                 break
-            for output in cast(list[IO[bytes]], wait(list(working))):
-                process, part = working.pop(output)
+            for descriptor in cast(list[int], wait(working)):
+                process, part = working.pop(descriptor)
                 try:
-                    decoded: list[Decoded] = pickle.load(output)
+                    decoded: list[Decoded] = pickle.load(_output(process))
                 except (EOFError, OSError, pickle.UnpicklingError):
                     todo.append(part)
                     continue
@@ -102,6 +106,11 @@ def _decode(path: str, size: int) -> Decoded:
         return error
 
 
+def _output(process: _Process) -> IO[bytes]:
+    assert process.stdout is not None
+    return process.stdout
+
+
 def _send(pipe: IO[bytes] | None, message: Any) -> None:
     assert pipe is not None
     pickle.dump(message, pipe, protocol=pickle.HIGHEST_PROTOCOL)
@@ -112,16 +121,14 @@ def _send(pipe: IO[bytes] | None, message: Any) -> None:
 def _start(size: int) -> Iterator[_Process]:
     """Start one process, and end it on leaving."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, str(size), *sys.path],
+        [sys.executable or "", "-c", _SCRIPT, str(size), *sys.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C in a terminal reaches this process only
     )
     try:
         yield process
     finally:
         process.kill()
-        with suppress(BrokenPipeError):  # on closing its input
-            process.communicate()
+        process.communicate()  # closes the pipes and waits

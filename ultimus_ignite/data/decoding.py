@@ -5,7 +5,7 @@ N: number of files. S: side of the images.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -72,10 +72,10 @@ def decode(
     return images[kept], kept
 
 
-def _decode_all(paths: Sequence[str], size: int) -> Iterator[tuple[int, Decoded]]:
+def _decode_all(paths: Sequence[str], size: int) -> Generator[tuple[int, Decoded], None, None]:
     """The position of each file and what was decoded: here at first, then in other processes."""
     done, started = 0, time.monotonic()
-    cores = len(os.sched_getaffinity(0))
+    cores = _count_cores()
     while done < len(paths) and (cores == 1 or time.monotonic() < started + _ALONE):
         yield done, decode_here([paths[done]], size)[0]
         done += 1
@@ -83,6 +83,12 @@ def _decode_all(paths: Sequence[str], size: int) -> Iterator[tuple[int, Decoded]
     with closing(decode_in_processes(paths[done:], size, cores, chunk)) as rest:
         for index, decoded in rest:
             yield done + index, decoded
+
+
+def _count_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))  # those that this process may use
+    return os.cpu_count() or 1
 
 
 def _explain(unreadable: list[str]) -> str:

@@ -14,10 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ultimus_ignite.data.colours import in_8_bits, to_srgb
 
-FORMATS = frozenset(
-    "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO IM IMT JPEG JPEG2000 MCIDAS MPO "
-    "MSP PCD PCX PIXAR PNG PPM PSD QOI SGI SPIDER SUN TGA TIFF WEBP XBM XPM XVTHUMB".split()
-)
+FORMATS = (
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "ICNS",
+    "ICO", "IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG",
+    "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
+)  # fmt: skip
 """What Pillow decodes by itself. EPS is left out: Pillow would run Ghostscript on the file."""
 
 _HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
@@ -74,10 +75,12 @@ def on_white(image: Image.Image) -> Image.Image:
         >>> on_white(Image.new("RGBA", (1, 1), (255, 0, 0, 51))).getpixel((0, 0))
         (255, 204, 204)
     """
-    if getattr(image, "default_image", False):  # a PNG's picture for those who cannot animate
+    if getattr(image, "default_image", False):  # of an animated PNG, for who cannot animate
         image.seek(1)
-    _scale_transparent_colour(image)
-    frame = image.tile[0][1] if image.format == "GIF" and image.tile else None  # type: ignore[attr-defined]
+    image_format = image.format  # what is derived from it has none
+    tile = next(iter(getattr(image, "tile", ())), None)  # what is decoded, and how
+    if tile and image.format == "PNG":
+        _scale_transparent_colour(image.info, rawmode=tile[3])
     image.load()  # a TIFF turns itself upright here, and forgets its orientation
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
@@ -87,20 +90,20 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    if frame and frame != (0, 0, *image.size):  # what a GIF's first frame does not cover
-        covered, image = image.crop(frame), Image.new("RGB", image.size, "white")
-        image.paste(covered, frame)
+    if tile and image_format == "GIF":  # what the first frame does not cover is transparent
+        page = Image.new("RGB", image.size, "white")
+        page.paste(image.crop(tile[1]), tile[1])
+        return page
     return image
 
 
-def _scale_transparent_colour(image: Image.Image) -> None:
-    """Give a PNG's transparent colour in the 8 bits of its pixels; Pillow leaves it unscaled."""
-    rawmode: Any = image.tile[0][3] if getattr(image, "tile", None) else None  # before load()
-    transparent = image.info.get("transparency")
+def _scale_transparent_colour(info: dict[Any, Any], rawmode: str) -> None:
+    """Give a PNG's transparent colour in 8 bits, as its pixels are; Pillow leaves it unscaled."""
+    transparent = info.get("transparency")
     if rawmode in ("L;2", "L;4") and isinstance(transparent, int):
-        image.info["transparency"] = transparent * 255 // (2 ** int(rawmode[2]) - 1)
+        info["transparency"] = transparent * 255 // (2 ** int(rawmode[2]) - 1)
     elif rawmode == "RGB;16B" and isinstance(transparent, tuple):
-        image.info["transparency"] = tuple(level >> 8 for level in transparent)
+        info["transparency"] = tuple(level >> 8 for level in transparent)
 
 
 @cache
@@ -112,16 +115,16 @@ def _formats() -> list[str]:
     except ImportError:
         return [name for name in Image.ID if name in FORMATS]
     pillow_heif.register_heif_opener()
-    return [name for name in Image.ID if name in FORMATS | {"HEIF"}]
+    return [name for name in Image.ID if name in (*FORMATS, "HEIF")]
 
 
 def _reason(path: str | Path, error: Exception) -> str:
     """One sentence on why a file could not be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
-        (pixels, limit) = (int(number) / 1e6 for number in re.findall(r"\d+", str(error)))
+        pixels, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error)))
         return f"{pixels:.0f} megapixels, at most {limit:.0f} are read; make it smaller"
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
     with Path(path).open("rb") as file:
         start = file.read(12)
     if not start:

@@ -30,13 +30,12 @@ class Progress:
     def __enter__(self) -> Self:
         self._started = time.monotonic()
         self._due = self._started + _LINE_INTERVAL
-        hidden = None if sys.stderr else True  # None: hidden unless stderr is a terminal
         self._bar = tqdm(
             total=self._total,
             desc=self._action,
             unit=f" {self._unit}",
             leave=False,
-            disable=hidden,
+            disable=not _is_terminal(),
             file=sys.stderr,
         )
         return self
@@ -63,3 +62,10 @@ class Progress:
         left = tqdm.format_interval((self._total - self._done) / rate)
         done = f"{self._done:,} of {self._total:,} {self._unit}"
         return f"{self._action}: {done}, {rate:,.1f} per second, {left} left"
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
