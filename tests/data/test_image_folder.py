@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ultimus_ignite.data import image_folder
+from ultimus_ignite.data import decoder_processes
 from ultimus_ignite.data.image_data import DataError, ImageData
 from ultimus_ignite.data.image_folder import load_folder
+from ultimus_ignite.data.pixels import read_pixels
 
+NAMES = ["a.png", "b.jpg", "c.bmp", "d.gif", "e é.webp"]
 PLACES = [f"{split}/{name}" for split in ("train", "test") for name in ("cat", "dog")]
 
 
@@ -66,10 +68,10 @@ def assert_same(one: ImageData, other: ImageData) -> None:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_decoding(paths: list[str], size: int) -> None:
-        raise AssertionError(f"{paths} were decoded")
+    def no_decoding(path: str, size: int) -> None:
+        raise AssertionError(f"{path} was decoded")
 
-    monkeypatch.setattr(image_folder, "decode", no_decoding)
+    monkeypatch.setattr(decoder_processes, "read_pixels", no_decoding)
 
 
 # What is decoded
@@ -181,6 +183,37 @@ def test_an_edited_folder_is_decoded_again(
     assert after.sha256 != before.sha256
     assert_same(after, load_folder(folder, tmp_path / "new"))
     assert cache_of(data_dir).is_file()  # one file: the old one was replaced
+
+
+@pytest.mark.parametrize(
+    ("edit", "decoded"),
+    [
+        (add, ["train/cat/f.png"]),
+        (add_class, [f"{s}/wolf/{n}" for s in ("train", "test") for n in NAMES]),
+        (remove, []),
+        (rename, ["train/cat/z.png"]),
+        (move_to_other_class, ["train/cat/z.png"]),
+        (change, ["train/dog/a.png"]),
+    ],
+)
+def test_only_what_changed_is_decoded_again(
+    folder: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edit: Callable[[Path], None],
+    decoded: list[str],
+) -> None:
+    load_folder(folder, data_dir)
+    edit(folder)
+    read: list[str] = []
+
+    def record(path: str, size: int) -> NDArray[np.uint8]:
+        read.append(str(Path(path).relative_to(folder)))
+        return read_pixels(path, size)
+
+    monkeypatch.setattr(decoder_processes, "read_pixels", record)
+    load_folder(folder, data_dir)
+    assert sorted(read) == sorted(decoded)
 
 
 def test_two_folders_do_not_share_a_cache(folder: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ultimus_ignite.data.decoding import decode
 from ultimus_ignite.data.image_data import IMAGE_SHAPE, DataError, ImageData
+from ultimus_ignite.data.reuse import Bytes, decode_changed, mark_files
 from ultimus_ignite.data.scratch import scratch_folder
 
 Split = dict[str, list[os.DirEntry[str]]]
@@ -30,6 +32,7 @@ def load_folder(root: Path, data_dir: Path) -> ImageData:
 
     The tensors are cached in ``data_dir/cache``, in one file per folder. The next call maps that
     file into memory instead of decoding, as long as every image has its old name, size and times.
+    Otherwise it decodes those that have not.
 
     Args:
         root: absolute path of the folder.
@@ -43,7 +46,7 @@ def load_folder(root: Path, data_dir: Path) -> ImageData:
     """
     try:
         train, test = _list_split(root / "train"), _list_split(root / "test")
-        fingerprint = _fingerprint(train, test)
+        marks = [mark_files(_paths(split)) for split in (train, test)]
     except OSError as error:
         layout = "expected DIR/train/<class>/* and DIR/test/<class>/*"
         raise DataError(f"{error.filename}: {error.strerror}; {layout}") from error
@@ -52,12 +55,15 @@ def load_folder(root: Path, data_dir: Path) -> ImageData:
         raise DataError(f"{root}: train and test must have the same classes; only one has {odd}")
 
     name, classes = f"folder:{root}", tuple(train)
+    fingerprint = _fingerprint(train, test, marks)
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
     cache = data_dir / "cache" / f"folder-{key}.safetensors"
     data = _read_cache(cache, fingerprint, name, classes)
     if data is None:
-        data = ImageData.measure(name, classes, _decode_split(train), _decode_split(test))
-        _write_cache(cache, fingerprint, data)
+        known = _read_known(cache)
+        train_part, test_part = map(partial(_decode_split, known=known), (train, test), marks)
+        data = ImageData.measure(name, classes, train_part, test_part)
+        _write_cache(cache, fingerprint, data, np.concatenate(marks))
     return data
 
 
@@ -88,26 +94,24 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
         raise DataError(f"{str(folder)!r}: not a path: {error}") from error
 
 
-def _fingerprint(*splits: Split) -> str:
-    """A hash that changes when a file is added, removed, renamed or changed; no file is read."""
-    digest = hashlib.sha256(b"2")  # version of the decoder and of the cache's layout
-    for split in splits:
+def _paths(split: Split) -> list[str]:
+    return [file.path for files in split.values() for file in files]
+
+
+def _fingerprint(train: Split, test: Split, marks: list[Bytes]) -> str:
+    """A hash that changes when a file is added, removed, renamed or changed."""
+    digest = hashlib.sha256()
+    for split, its_marks in zip((train, test), marks, strict=True):
         for class_name, files in split.items():
-            digest.update(b"\0%b\0" % os.fsencode(class_name))
-            for file in files:
-                stat = file.stat()
-                # ctime also shows a file that was replaced by one of the same size and mtime,
-                # as happens when a new release of a data set is unpacked.
-                times = b"%d %d" % (stat.st_mtime_ns, stat.st_ctime_ns)
-                digest.update(b"%b\0%d %b\0" % (os.fsencode(file.name), stat.st_size, times))
+            digest.update(b"%b\0%d\0" % (os.fsencode(class_name), len(files)))
+        digest.update(its_marks.tobytes())
     return digest.hexdigest()
 
 
-def _decode_split(split: Split) -> tuple[Tensor, Tensor]:
+def _decode_split(split: Split, marks: Bytes, known: tuple[Bytes, Bytes]) -> tuple[Tensor, Tensor]:
     """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,)."""
     labels = [label for label, files in enumerate(split.values()) for _ in files]
-    paths = [file.path for files in split.values() for file in files]
-    images, _ = decode(paths, IMAGE_SHAPE[1])
+    images, _ = decode_changed(_paths(split), marks, IMAGE_SHAPE[1], known)
     return torch.from_numpy(images), torch.tensor(labels)
 
 
@@ -133,7 +137,20 @@ def _read_cache(
         return None
 
 
-def _write_cache(cache: Path, fingerprint: str, data: ImageData) -> None:
+def _read_known(cache: Path) -> tuple[Bytes, Bytes]:
+    """The marks and images of an outdated cache; none of either if there is no valid one."""
+    try:
+        with safe_open(cache, framework="np") as file:
+            marks = file.get_tensor("marks")
+            images = np.concatenate([file.get_tensor(f"{s}_images") for s in ("train", "test")])
+        if (len(marks), *IMAGE_SHAPE) == images.shape:
+            return marks, images
+    except (OSError, SafetensorError, ValueError):
+        pass
+    return np.empty((0, 0), np.uint8), np.empty((0, *IMAGE_SHAPE), np.uint8)
+
+
+def _write_cache(cache: Path, fingerprint: str, data: ImageData, marks: Bytes) -> None:
     """Replace the cache in one step, or warn."""
     summary = json.dumps([data.mean, data.std, data.sha256])
     metadata = {"summary": summary, "seal": _seal(fingerprint, summary)}
@@ -141,7 +158,9 @@ def _write_cache(cache: Path, fingerprint: str, data: ImageData) -> None:
         with scratch_folder(cache.parent) as scratch:
             temporary = scratch / cache.name
             with temporary.open("xb") as file:
-                file.write(save({key: getattr(data, key) for key in _TENSORS}, metadata))
+                tensors = {key: getattr(data, key) for key in _TENSORS}
+                tensors["marks"] = torch.from_numpy(marks)
+                file.write(save(tensors, metadata))
                 # Without fsync, a power cut could leave zeros that no check of the header shows.
                 file.flush()
                 os.fsync(file.fileno())
