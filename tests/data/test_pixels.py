@@ -52,7 +52,8 @@ def deep(depth: int, *, rgb: bool = False) -> Save:
 
     def save(rgba: Pixels, path: Path) -> None:
         samples = rgba[..., :3].astype(np.int64) if rgb else rgba[..., 0].astype(np.int64)
-        samples = samples * 257 if depth == 16 else samples * (2**depth - 1) // 255
+        # The low byte of 16 bits is not the high one: Pillow compares with the wrong one.
+        samples = samples * 256 + 7 if depth == 16 else samples * (2**depth - 1) // 255
         hidden = samples[rgba[..., 3] == 0][0]
         write_png(path, samples, depth, rgb=rgb, tRNS=np.atleast_1d(hidden).astype(">u2").tobytes())
 
@@ -127,7 +128,7 @@ HOLES: dict[str, tuple[Save, int]] = {
     "palette.gif": (palette("one"), 0),
     "palette.png": (palette("one"), 0),
     "rgb.png": (one_colour("RGB"), 0),
-    "rgb16.png": (deep(16, rgb=True), 0),
+    "rgb16.png": (deep(16, rgb=True), 1),
 }
 GREY: dict[str, tuple[Save, int]] = {
     "l.png": (as_mode("L"), 0),
@@ -140,7 +141,7 @@ GREY: dict[str, tuple[Save, int]] = {
 }
 GREY_HOLES: dict[str, tuple[Save, int]] = {
     "l.png": (one_colour("L"), 0),
-    "16.png": (deep(16), 0),
+    "16.png": (deep(16), 1),
     "8.png": (deep(8), 0),
     "4.png": (deep(4), 0),
     "2.png": (deep(2), 0),
@@ -169,9 +170,10 @@ def picture(path: Path, seed: int, options: dict[str, object]) -> Pixels:
     rgba = blocks(seed, **options)  # type: ignore[arg-type]
     if path.stem in ("2", "4"):
         step = 255 // (2 ** int(path.stem) - 1)
-        # One sample per colour: levels that are not hidden must not fall on the hidden one, 0.
-        rgba[..., :3] = np.maximum(rgba[..., :3] // step, 1) * step
-        rgba[rgba[..., 3] == 0, :3] = 0
+        hidden = 2 * step
+        rgba[..., :3] = rgba[..., :3] // step * step
+        rgba[rgba[..., 0] == hidden, :3] = 0  # only what is transparent has the hidden level
+        rgba[rgba[..., 3] == 0, :3] = hidden
     return rgba
 
 
@@ -333,10 +335,21 @@ def test_a_colour_profile_is_honoured(tmp_path: Path, mode: str) -> None:
     assert np.abs(shown(tmp_path / "a.png") - expected).max() <= 2
 
 
+def another_srgb() -> bytes:
+    """sRGB as another program writes it: its red differs in the fourth decimal."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    entry = profile.index(b"rXYZ")
+    (offset,) = struct.unpack(">I", profile[entry + 4 : entry + 8])
+    (red,) = struct.unpack(">i", profile[offset + 8 : offset + 12])
+    profile[offset + 8 : offset + 12] = struct.pack(">i", red + 30)  # 65536 is 1
+    return bytes(profile)
+
+
 @pytest.mark.parametrize(
     "profile",
     [
         b"not a profile",
+        another_srgb(),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
     ],
