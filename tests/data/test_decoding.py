@@ -75,6 +75,15 @@ def test_two_processes_give_what_one_gives(
     assert_ended(in_parallel)
 
 
+def test_the_first_files_are_decoded_here_and_the_others_follow(
+    files: list[str], in_parallel: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_ALONE", 7.5)
+    monkeypatch.setattr(decoding.time, "monotonic", Clock())
+    assert (decode(files, 32)[0] == expected(files)).all()
+    assert in_parallel
+
+
 def test_few_files_start_no_process(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a process was started")
@@ -115,6 +124,19 @@ def test_the_files_of_a_process_that_is_killed_are_decoded_by_others(
     assert len(found) == 20
     assert all((found[i] == pixels).all() for i, pixels in enumerate(expected(files)))
     assert_ended(in_parallel)
+
+
+def test_ctrl_c_in_a_terminal_is_for_the_parent_alone(
+    files: list[str], in_parallel: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the process has died: this one decodes")
+
+    decoded = decode_in_processes(files, 32, 1, 1)
+    next(decoded)
+    in_parallel[0].send_signal(signal.SIGINT)
+    monkeypatch.setattr(decoder_processes, "decode_here", refuse)
+    assert len(list(decoded)) == 19
 
 
 def test_an_exception_leaves_no_process(
@@ -229,13 +251,9 @@ def test_all_unreadable_files_are_counted_and_five_are_named(
         *([(str(len(bad)), "")] if len(bad) > 1 else []),
         *([("", str(len(bad) - 5))] if len(bad) > 5 else []),
     ]
-    if len(bad) < len(good):
-        images, kept = decode(paths, 32, skip_unreadable=True)
-        assert kept.tolist() == good
-        assert len(images) == sum(good)
-    else:
-        with pytest.raises(DataError):
-            decode(paths, 32, skip_unreadable=True)
+    images, kept = decode(paths, 32, skip_unreadable=True)
+    assert kept.tolist() == good
+    assert images.shape == (sum(good), 3, 32, 32)
 
 
 def test_what_is_skipped_moves_no_other_image(files: list[str], tmp_path: Path) -> None:
@@ -253,6 +271,15 @@ def test_unreadable_files_are_found_in_other_processes_too(
     with pytest.raises(DataError, match="bad: not a readable image: none of the known"):
         decode([*files, tmp_path / "bad"], 32)
     assert in_parallel
+
+
+def test_warnings_about_readable_files_are_silent(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 - 1)  # Pillow warns up to its double
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(files[0]).close()
+    assert decode(files, 32)[1].all()
 
 
 def encoded(image_format: str) -> bytes:

@@ -40,7 +40,8 @@ def decode(
         paths were kept.
 
     Raises:
-        DataError: some are not readable images, or none is; it counts them and names five.
+        DataError: some are not readable images and are not to be skipped; it counts them and names
+            five.
 
     Example:
         >>> from tempfile import NamedTemporaryFile
@@ -66,7 +67,7 @@ def decode(
             progress.update()
     if not reasons:
         return images, kept
-    if not skip_unreadable or not kept.any():
+    if not skip_unreadable:
         lines = [f"{names[i]}: not a readable image: {reasons[i]}" for i in sorted(reasons)]
         raise DataError(_explain(lines))
     return images[kept], kept
