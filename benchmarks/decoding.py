@@ -4,8 +4,8 @@
     python benchmarks/decoding.py --data DIR --photos 200
 
 Images a second from files to uint8 (N, 3, 32, 32), the whole call, on all cores: all JPEGs below
-DIR, and photos of 12 megapixels, made from the two photos of scikit-learn (parts of them enlarged,
-with the noise of a camera; 100 files, which are read over and over). "One by one" is Pillow's
+DIR, and photos of 12 megapixels, made from the two photos of scikit-learn: parts of them enlarged,
+with and without the noise of a camera (50 files, read over and over). "One by one" is Pillow's
 `open`, `convert` and `resize` in a loop. `ImageFolder` is torchvision's, with `Resize` and
 `PILToTensor`, in a `DataLoader` with two workers.
 
@@ -29,8 +29,8 @@ from ultimus_ignite.data.decoding import decode
 SIZE = 32
 
 
-def make_photos(folder: Path, count: int) -> list[Path]:
-    """Parts of real photos, 4000x3000, about 3 MB each as JPEG of quality 90."""
+def make_photos(folder: Path, count: int, noise: float) -> list[Path]:
+    """Parts of real photos as JPEGs, 4000x3000, with noise of that many levels."""
     from sklearn.datasets import load_sample_images
 
     generator = np.random.default_rng(0)
@@ -40,9 +40,9 @@ def make_photos(folder: Path, count: int) -> list[Path]:
         left, upper = generator.integers(0, 200), generator.integers(0, 100)
         part = photo.crop((left, upper, left + 400, upper + 300))
         pixels = np.asarray(part.resize((4000, 3000), Image.Resampling.BICUBIC))
-        noise = generator.normal(0, 4, (3000, 4000, 1)).astype(np.float32)
-        paths.append(folder / f"{index:03}.jpg")
-        Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+        grain = generator.standard_normal((3000, 4000, 1), dtype=np.float32) * noise
+        paths.append(folder / f"{noise}-{index:02}.jpg")
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return paths
 
 
@@ -99,11 +99,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with TemporaryDirectory() as folder:
-        photos = make_photos(Path(folder), 100)
-        sets = {
-            "small": sorted(arguments.data.rglob("*.jpg")),
-            "photos": [photos[index % 100] for index in range(arguments.photos)],
-        }
+        sets = {"small": sorted(arguments.data.rglob("*.jpg"))}
+        for name, noise in (("photos", 0), ("noisy photos", 4)):
+            files = make_photos(Path(folder), 50, noise)
+            sets[name] = [files[index % len(files)] for index in range(arguments.photos)]
         rates = {
             name: medians(
                 {key: partial(images_per_second, read, paths) for key, read in CONTESTANTS.items()},
