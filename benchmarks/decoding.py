@@ -1,4 +1,4 @@
-"""Claim: photos are decoded eight times as fast as one by one, and small images no slower.
+"""Claim: photos are decoded 7 to 11 times as fast as one by one, and 60,000 small images no slower.
 
     pip install -e '.[benchmarks]'
     python benchmarks/decoding.py --data DIR --photos 200
