@@ -187,7 +187,17 @@ def test_the_same_picture_in_any_format_gives_what_is_seen_on_white(
     assert np.abs(shown(tmp_path / name) - white_page(rgba)).max() <= tolerance
 
 
-MAGICK = shutil.which("convert-im6.q16") or shutil.which("magick") or shutil.which("convert")
+def find_magick() -> str | None:
+    """ImageMagick's command; other programs are called `convert`, too."""
+    for name in ("magick", "convert-im6.q16", "convert"):
+        path = shutil.which(name)
+        command = [str(path), "-version"]
+        if path and b"ImageMagick" in subprocess.run(command, capture_output=True).stdout:
+            return path
+    return None
+
+
+MAGICK = find_magick()
 # It reads the still picture; it scales 32 bits by their whole range, which leaves most files black.
 NOT_MAGICK = {"still and animated.png", "integers.tiff"}
 
