@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ultimus_ignite.allocator import keep_freed_memory
+from ultimus_ignite.cores import give_way
 from ultimus_ignite.errors import ExitCode, UserError
 
 SUBCOMMANDS = {
@@ -89,6 +90,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
 def prepare_process() -> None:
     """Change settings of the whole process, which a library must not do."""
     keep_freed_memory()
+    give_way()
     # Garbage collection searches torch's modules again and again, which takes 1 s of the start.
     # Training makes few objects that must be collected.
     gc.set_threshold(100_000)
