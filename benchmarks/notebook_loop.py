@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
-from ultimus_ignite.data.sources import ImageData, load
+from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.data.sources import load
 from ultimus_ignite.handlers.support.history_csv import read_csv
 from ultimus_ignite.modules import UltimusNet
 from ultimus_ignite.recipe import Recipe

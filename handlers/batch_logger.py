@@ -28,9 +28,10 @@ class BatchLogger(Attachable, Serializable):
 
     Loss and accuracy are means over the epoch's samples so far. Other numbers in the output, and
     other scalar metrics, follow under their own names. Outputs stay on the device until the bar is
-    drawn, so no iteration waits for the device. A terminal or a notebook shows one bar; elsewhere,
-    the bar's text is printed as a line, every 30 s and after each epoch. Only rank 0 writes. A
-    reader that exits (``| head``) does not end the run.
+    drawn, so no iteration waits for the device. A terminal or a notebook shows one bar, without
+    what a narrow terminal has no room for; elsewhere, the bar's text is printed as a line, every
+    30 s and after each epoch. Only rank 0 writes. A reader that exits (``| head``) does not end the
+    run.
 
     =======================  ==============
     Event                    Method
@@ -126,11 +127,12 @@ class BatchLogger(Attachable, Serializable):
             self._reset()
 
     def begin_epoch(self, engine: Engine) -> None:
-        """Close an epoch that was cut off; then wait for this epoch's rate."""
+        """Close an epoch that was cut off; then start the clock and wait for this epoch's rate."""
         if engine.state.epoch != self._epoch:
             if self._epoch is not None:
                 self.close_epoch()
             self._epoch = engine.state.epoch
+        self._display.start_clock()
         if self._batches == 0 and self.optimizer is not None:
             self._at_next(engine, Events.ITERATION_STARTED, self.note_rate)  # after any scheduler
 
@@ -151,7 +153,7 @@ class BatchLogger(Attachable, Serializable):
             self._epoch_is_open = True
         self._batches += 1
         if self._display.is_due():
-            self._display.draw(self._batches, self._description())
+            self._display.draw(self._batches, self._numbers())
 
     def close_epoch(self) -> None:
         """Finish the bar at the end of an epoch."""
@@ -161,7 +163,7 @@ class BatchLogger(Attachable, Serializable):
     def close(self) -> None:
         """Finish the bar; keep the sums of an unfinished epoch for a resumed run."""
         if self._epoch_is_open:
-            self._display.end_bar(self._batches, self._description())
+            self._display.end_bar(self._batches, self._numbers())
             self._epoch_is_open = False
 
     def report(self, evaluator: Engine, dataset: str = "Test set") -> None:
@@ -199,7 +201,8 @@ class BatchLogger(Attachable, Serializable):
         self._batches = state_dict["batches"]
         self._means = Means(self, state_dict["means"])
 
-    def _description(self) -> str:
+    def _numbers(self) -> list[str]:
+        """What stands before the bar, in the order of the notebook."""
         self._means.read()
         means = self._means.values()
         parts = [f"Batch_id={self._batches - 1}"]
@@ -207,7 +210,7 @@ class BatchLogger(Attachable, Serializable):
             parts.append(f"Loss={means.pop('loss'):.5f}")
         if means.get("accuracy", math.inf) <= 1:  # above 1 it is not a fraction
             parts.append(f"Accuracy={means.pop('accuracy'):.2%}")
-        return " ".join([*parts, *(f"{name}={value:.5f}" for name, value in means.items())])
+        return [*parts, *(f"{name}={value:.5f}" for name, value in means.items())]
 
 
 def _is_of_an_evaluator(output: Any) -> bool:

@@ -12,7 +12,8 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import OneCycleLR
 
 import ultimus_ignite.run as module
-from ultimus_ignite.data.sources import ImageData, load
+from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.data.sources import load
 from ultimus_ignite.errors import Interrupted
 from ultimus_ignite.handlers import CheckpointError, CheckpointStore
 from ultimus_ignite.recipe import Recipe, RecipeError

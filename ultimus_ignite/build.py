@@ -1,6 +1,7 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,10 +12,12 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ultimus_ignite.checks import check_schedule, usable_device
 from ultimus_ignite.data.augment import Augment, Normalize
-from ultimus_ignite.data.sources import ImageData, load
+from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.data.sources import load
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
-from ultimus_ignite.engines import create_evaluator, create_trainer, select_device
+from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.modules import MODELS
 from ultimus_ignite.recipe import Recipe, RecipeError
@@ -60,7 +63,7 @@ def build(recipe: Recipe) -> Parts:
     """Load the data and build everything that a recipe names.
 
     Raises:
-        RecipeError: the device or the model does not exist.
+        RecipeError: the device, the model or a compiler does not exist, or the run is too short.
         DataError: the data are missing or malformed.
 
     Example:
@@ -68,10 +71,8 @@ def build(recipe: Recipe) -> Parts:
         >>> parts.stream.epoch_length, sum(p.numel() for p in parts.model.parameters())
         (3, 25786)
     """
-    try:
-        device = select_device(recipe.device)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    device = usable_device(recipe)
+    find_model(recipe)  # reading the data takes longer
     data = load(recipe.data, recipe.data_dir)
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
@@ -95,6 +96,7 @@ def build(recipe: Recipe) -> Parts:
         for _ in range(2)
     )
     stream, test, evaluated = create_batches(recipe, data, device)
+    check_schedule(recipe, recipe.epochs * stream.epoch_length)
     return Parts(
         device=device,
         data=data,
@@ -110,17 +112,27 @@ def build(recipe: Recipe) -> Parts:
     )
 
 
-def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
-    """The recipe's model, with initial weights that depend only on the recipe's seed.
+def find_model(recipe: Recipe) -> Callable[..., nn.Module]:
+    """The class of the recipe's model.
 
     Raises:
         RecipeError: there is no such model.
     """
     if recipe.model not in MODELS:
         raise RecipeError(f"model must be one of {', '.join(MODELS)}, got {recipe.model!r}")
+    return MODELS[recipe.model]
+
+
+def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
+    """The recipe's model, with initial weights that depend only on the recipe's seed.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    model_class = find_model(recipe)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "init", 0))
-        return MODELS[recipe.model](num_classes=num_classes)
+        return model_class(num_classes=num_classes)
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:

@@ -5,10 +5,12 @@ import gc
 import importlib
 import logging
 import os
+import re
 import select
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -59,7 +61,7 @@ def dispatch(prog: str, name: str, argv: Sequence[str]) -> None:
 
 def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequence[str]) -> int:
     """Run a command and return its exit code; an error is one line that begins with ``prog``."""
-    prepare_process()
+    prepare_process(prog)
     try:
         command(prog, argv)
     except KeyboardInterrupt:
@@ -76,7 +78,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             # A plain UserError comes from a command's own check, so its traceback says nothing.
             if "--debug" in argv and type(error) is not UserError:
                 traceback.print_exception(error)
-            print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{prog}: {_one_line(error)}", file=sys.stderr)
         return ExitCode.INTERNAL if code is None else int(code)
     finally:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
@@ -87,7 +89,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
     return ExitCode.DONE
 
 
-def prepare_process() -> None:
+def prepare_process(prog: str) -> None:
     """Change settings of the whole process, which a library must not do."""
     keep_freed_memory()
     give_way()
@@ -96,6 +98,8 @@ def prepare_process() -> None:
     gc.set_threshold(100_000)
     # Before and after training, SIGTERM ends the process as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    # A warning is a sentence for the user, without a line of source code.
+    warnings.formatwarning = lambda message, *_: f"{prog}: warning: {_sentence(message)}\n"
     # Silence Ignite's log of the exception: we print our own line.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
 
@@ -103,6 +107,15 @@ def prepare_process() -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch could not allocate memory; on the CPU only the message tells."""
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _sentence(warning: object) -> str:
+    """The text of a warning, without the line of C++ that torch adds."""
+    return re.sub(r" ?\(Triggered internally at [^)]*\)", "", _one_line(warning))
 
 
 def _reader_has_left() -> bool:

@@ -39,6 +39,14 @@ class UserError(Exception):
     exit_code: int = ExitCode.BAD_INPUT
 
 
+class DataError(UserError, ValueError):
+    """The data cannot be used; one line names the file, what was expected and what was found."""
+
+    def __init__(self, message: str) -> None:
+        # A quoted message of another library, or a file name, may contain a line break.
+        super().__init__(" ".join(message.splitlines()))
+
+
 class Interrupted(Exception):
     """A signal ended the run between two iterations; everything is saved."""
 

@@ -29,6 +29,29 @@ def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     }
 
 
+def describe_data(recipe: Recipe, parts: Parts) -> str:
+    """The data that is really used, in one line; a line in capitals before it if not CIFAR-10.
+
+    Example:
+        >>> from ultimus_ignite.build import build
+        >>> recipe = Recipe(data="digits", device="cpu")
+        >>> describe_data(recipe, build(recipe))
+        'data: digits, 1437 training and 360 test images of 10 classes'
+    """
+    data = parts.data
+    training = f"{len(parts.stream.labels)} training"
+    if parts.holds_out:
+        training += f", {len(parts.evaluated.batches.labels)} validation"
+    counts = f"{training} and {len(data.test_images)} test images of {len(data.classes)} classes"
+    line = f"data: {data.name}, {counts}"
+    if recipe.data == "auto" and data.name == "digits":
+        line = (
+            f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
+            f"USING HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)\n{line}"
+        )
+    return line
+
+
 def _git_revision() -> str | None:
     """Revision of this source tree; None if it is not a git checkout."""
     command = ["git", "rev-parse", "HEAD"]

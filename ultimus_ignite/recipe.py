@@ -1,8 +1,9 @@
 """What a run is made of. Only the standard library: `--help` must not load torch."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Literal
 
 from ultimus_ignite.errors import UserError
@@ -14,18 +15,37 @@ class RecipeError(UserError, ValueError):
 
 # Fields that may also be None or "auto".
 _OPTIONAL = ("max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every")
+_COUNTS = "epochs batch_size accumulation_steps checkpoint_every kills repeats"
+_FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio"
 # Each row: fields, their range in words, and a check of the range.
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
-    ("epochs batch_size accumulation_steps checkpoint_every", "be at least 1", lambda x: x >= 1),
-    ("max_lr div_factor final_div_factor max_grad_norm", "be positive", lambda x: 0 < x < inf),
-    ("weight_decay", "be at least 0", lambda x: 0 <= x < inf),
+    (_COUNTS, "be at least 1", lambda x: x >= 1),
+    ("iterations", "be at least 3", lambda x: x >= 3),
+    (f"{_COUNTS} iterations", "be at most 1,000,000,000", lambda x: x <= 10**9),
+    ("max_lr div_factor final_div_factor max_grad_norm", "be positive", lambda x: x > 0),
+    ("weight_decay seed", "be at least 0", lambda x: x >= 0),
+    ("seed", "be below 2**63", lambda x: x < 2**63),
+    ("max_loss_ratio", "be above 1", lambda x: x > 1),
+    (_FINITE, "be finite", isfinite),
     ("pct_start label_smoothing flip cutout grey", "lie in [0, 1]", lambda x: 0 <= x <= 1),
     ("val_fraction", "lie in [0, 1)", lambda x: 0 <= x < 1),
-    ("max_loss_ratio", "be above 1", lambda x: x > 1),
     ("cutout_size", "lie in [1, 32]", lambda x: 1 <= x <= 32),
     ("crop_padding", "lie in [0, 31]", lambda x: 0 <= x <= 31),
-    ("seed", "be at least 0", lambda x: x >= 0),
 ]
+
+
+def check_ranges(flags: object) -> None:
+    """Refuse a value that is out of its range, in a recipe or in the flags of a command.
+
+    Raises:
+        RecipeError: the first field that is.
+    """
+    for names, allowed, is_allowed in _RANGES:
+        for name in filter(lambda name: hasattr(flags, name), names.split()):
+            value = getattr(flags, name)
+            is_off = name in _OPTIONAL and value in (None, "auto")
+            if not is_off and not is_allowed(value):
+                raise RecipeError(f"{name} must {allowed}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +120,9 @@ class Recipe:
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
 
     def __post_init__(self) -> None:
-        for names, allowed, is_allowed in _RANGES:
-            for name in names.split():
-                value = getattr(self, name)
-                is_off = name in _OPTIONAL and value in (None, "auto")
-                if not is_off and not is_allowed(value):
-                    raise RecipeError(f"{name} must {allowed}, got {value}")
+        check_ranges(self)
+        if not re.fullmatch("[a-z]+(:[0-9]{1,3})?", self.device):  # torch alone knows which exist
+            raise RecipeError(f"device must be auto, or such as cpu or cuda:1, got {self.device!r}")
 
 
 RecipeName = Literal["classic", "tokens", "large"]
@@ -136,3 +153,9 @@ class RangeTest:
     """Rate of the last iteration."""
     iterations: int = 100
     """Iterations of a test; the rate rises by the same factor each time."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not 0 < self.start_lr < self.end_lr < inf:
+            rates = f"{self.start_lr} and {self.end_lr}"
+            raise RecipeError(f"0 < start_lr < end_lr must hold, got {rates}")

@@ -16,7 +16,7 @@ from ultimus_ignite.handlers import (
     NonFiniteGuard,
 )
 from ultimus_ignite.handlers.support.files import replace_file
-from ultimus_ignite.provenance import describe
+from ultimus_ignite.provenance import describe, describe_data
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.resume import ASSUMED, identity, restore_newest
@@ -110,7 +110,7 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
 
     # They end from right to left: the status is written after the handlers are detached.
     with tensorboard, directory.running(description, ENDINGS) as facts, logger, stop, guard:
-        logger.write(_first_line(recipe, parts))
+        logger.write(describe_data(recipe, parts))
         finished = _train(parts, recipe.epochs)
         if stop.received and not finished:
             raise Interrupted(stop.received)
@@ -148,21 +148,6 @@ def _test(
     parts.tester.run(parts.test.batches)
     logger.report(parts.tester)
     return {f"test_{name}": parts.tester.state.metrics[name] for name in ("loss", "accuracy")}
-
-
-def _first_line(recipe: Recipe, parts: Parts) -> str:
-    data = parts.data
-    training = f"{len(parts.stream.labels)} training"
-    if parts.holds_out:
-        training += f", {len(parts.evaluated.batches.labels)} validation"
-    counts = f"{training} and {len(data.test_images)} test images of {len(data.classes)} classes"
-    line = f"data: {data.name}, {counts}"
-    if recipe.data == "auto" and data.name == "digits":
-        line = (
-            f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
-            f"TRAINING ON HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)\n{line}"
-        )
-    return line
 
 
 def _measured(history: History) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """The output of `BatchLogger`: a bar or plain lines, and a log file."""
 
 import contextlib
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,6 +13,10 @@ from tqdm.auto import tqdm
 
 BAR_INTERVAL = 0.1  # seconds between two redraws of a bar: tqdm's own mininterval
 LINE_INTERVAL = 30.0  # seconds between two plain lines if there is no terminal
+# What follows the numbers in a bar, the widest first; None: tqdm's own, with a bar of any width.
+_TIMES = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+_FORMATS = (None, _TIMES, "{desc}: {n_fmt}/{total_fmt}", "{desc}")
+_BAR_CELLS = 10  # of a bar whose width is not limited
 
 
 class Display:
@@ -33,34 +39,59 @@ class Display:
             self._bar.write(text, file=self.file)
         self._append(text)
 
+    def start_clock(self) -> None:
+        """The next batches are counted from now on; a bar starts only with the first result."""
+        self._started = time.monotonic()
+
     def start_bar(self, done: int, total: int | None) -> None:
         self._done, self._total = done, total
-        self._started = time.monotonic()
         if _shows_bars(self.file):
-            self._bar = tqdm(total=total, initial=done, file=self.file)
+            follows_width = not _is_notebook()
+            self._bar = tqdm(total=total, initial=done, file=self.file, dynamic_ncols=follows_width)
+            self._bar.start_t -= time.monotonic() - self._started
         self._interval = LINE_INTERVAL if self._bar is None else BAR_INTERVAL
-        self._due = self._started + self._interval
+        self._due = time.monotonic() + self._interval
 
     def is_due(self) -> bool:
         return time.monotonic() >= self._due
 
-    def draw(self, batches: int, description: str) -> None:
+    def draw(self, batches: int, numbers: Sequence[str]) -> None:
         if self._bar is None:
-            self._print(self._meter(batches, description))
+            self._print(self._meter(batches, " ".join(numbers)))
         else:
             self._bar.n = batches
+            self._bar.bar_format, description = self._fit(numbers)
             self._bar.set_description_str(description)  # redraws
         self._due = time.monotonic() + self._interval
 
-    def end_bar(self, batches: int, description: str) -> None:
-        text = self._meter(batches, description)
+    def end_bar(self, batches: int, numbers: Sequence[str]) -> None:
+        text = self._meter(batches, " ".join(numbers))
         if self._bar is None:
             self._print(text)
         else:
-            self.draw(batches, description)
+            self.draw(batches, numbers)
             self._bar.close()
             self._bar = None
         self._append(text)
+        self.start_clock()  # the epoch may go on after an evaluation
+
+    def _fit(self, numbers: Sequence[str]) -> tuple[str | None, str]:
+        """The format and the description that the terminal is wide enough for.
+
+        The bar is left out first, then the times, the count, the batch's number and the last
+        numbers; no number is cut.
+        """
+        fields = self._bar.format_dict
+        width = fields.pop("ncols") or math.inf  # None if unknown
+        fewer = (numbers[1:end] for end in range(len(numbers), 1, -1))
+        choices = [(form, numbers) for form in _FORMATS] + [("{desc}", some) for some in fewer]
+        for form, some in choices:
+            description = " ".join(some)
+            fields |= {"bar_format": form, "prefix": description}
+            spare = _BAR_CELLS - 1 if form is None and self._total else 0
+            if len(tqdm.format_meter(**fields)) - spare <= width:
+                break
+        return form, description
 
     def _meter(self, batches: int, description: str) -> str:
         encoding = getattr(self.file, "encoding", None) or "utf-8"
@@ -86,9 +117,13 @@ class Display:
                     print(text, file=log)
 
 
+def _is_notebook() -> bool:
+    return "ipykernel.zmqshell" in sys.modules  # tqdm draws a widget
+
+
 def _shows_bars(file: TextIO | None) -> bool:
-    if "ipykernel.zmqshell" in sys.modules:
-        return True  # drawn as a widget in a notebook
+    if _is_notebook():
+        return True
     try:
         return file is not None and file.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # closed

@@ -13,8 +13,9 @@ def test_all_is_well_and_nothing_is_left(tmp_path):
 
 def test_what_is_wrong_is_said_and_the_other_checks_go_on(tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
     answer = call(
-        "ultimus", "doctor", "--data", "folder:missing", "--out", tmp_path / "file", cwd=tmp_path
+        "ultimus", "doctor", "--data", "folder:empty", "--out", tmp_path / "file", cwd=tmp_path
     )
     assert answer.returncode == 2
     lines = answer.stdout.splitlines()
@@ -28,3 +29,21 @@ def test_a_device_that_cannot_train_is_noticed(tmp_path):
     assert answer.returncode == 2
     assert "FIX" in answer.stdout
     assert "Traceback" not in answer.stderr
+
+
+def test_a_folder_that_train_would_refuse_is_noticed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    flags = ["--data", "folder:empty", "--out", "run"]
+    without, resumed = (
+        call("ultimus", "doctor", *flags, *more, cwd=tmp_path).stdout for more in ([], ["--resume"])
+    )
+    assert "FIX  output folder: run already holds a run" in without
+    assert "ok   output folder: run can be written" in resumed
+
+
+def test_a_rate_that_a_range_test_will_choose_is_no_error(tmp_path):
+    flags = ["--data", "digits", "--max-lr", "auto", "--out", tmp_path / "a"]
+    answer = call("ultimus", "doctor", *flags)
+    assert answer.returncode == 0, answer.stdout
+    assert "72 iterations, up to a rate that a range test will choose" in answer.stdout

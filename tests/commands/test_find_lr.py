@@ -49,6 +49,7 @@ def test_it_prints_each_rule_and_writes_the_curve_where_the_run_would_be(find, t
     assert (code, err) == (0, "")
     number = r"(\d\.\d+|none)"
     assert re.fullmatch(
+        r"data: digits, 300 training and 360 test images of 10 classes\n"
         rf"seed 1:  minimum {number}  steepest {number}  valley {number}\n"
         r"runs/classic/lr_finder\.png\n",
         out,
@@ -91,9 +92,9 @@ def test_repeats_take_the_next_seeds_and_give_each_rules_range(find, tmp_path):
     _, alone, _ = find("--iterations", 20, "--seed", 6, "--out", "alone")
     code, out, _ = find("--iterations", 20, "--seed", 5, "--repeats", 2, "--out", "both")
     assert code == 0
-    lines = out.splitlines()
+    data, *lines = out.splitlines()
     assert [line[:7] for line in lines[:2]] == ["seed 5:", "seed 6:"]
-    assert lines[1] == alone.splitlines()[0]
+    assert [data, lines[1]] == alone.splitlines()[:2]
     minima = sorted(re.search(r"minimum (\S+)", line)[1] for line in lines[:2])
     assert lines[2] == f"minimum: {' to '.join(dict.fromkeys(minima))}"
     assert [line.split(":")[0] for line in lines[2:5]] == ["minimum", "steepest", "valley"]
@@ -106,8 +107,9 @@ def test_repeats_take_the_next_seeds_and_give_each_rules_range(find, tmp_path):
     [
         (["--start-lr", 0.1, "--end-lr", 0.01], "start_lr < end_lr"),
         (["--start-lr", 0], "start_lr"),
+        (["--end-lr", "nan"], "end_lr"),
         (["--iterations", 0], "iterations must be at least 3, got 0"),
-        (["--repeats", 0], "--repeats must be at least 1, got 0"),
+        (["--repeats", 0], "repeats must be at least 1, got 0"),
         (["--iterations", "many"], "--iterations"),
         (["--device", "tpu9"], "tpu9"),
     ],
@@ -127,14 +129,15 @@ def test_a_loss_that_is_nan_from_the_first_step_is_one_line(find, tmp_path, monk
 
     monkeypatch.setattr(build_module, "create_model", broken)
     code, out, err = find()
-    assert (code, out) == (2, "")
+    assert code == 2
+    assert re.fullmatch(r"data: digits, .*\n", out)
     assert re.fullmatch(r"ultimus find-lr: the loss is not finite at the first step.*\n", err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_line_after_the_answers(find, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line_at_once(find, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "build", None)  # a call of it would be a TypeError
     (tmp_path / "file").touch()
     code, out, err = find("--iterations", 5, "--out", "file")
-    assert code == 2
-    assert out.startswith("seed 1:  minimum")
+    assert (code, out) == (2, "")
     assert re.fullmatch(r"ultimus find-lr: file cannot be written \(.*\): .*--out\n", err)

@@ -49,3 +49,14 @@ def test_one_seed_has_no_deviation():
 def test_seeds_are_different_whole_numbers(text):
     with pytest.raises(UserError, match="whole numbers"):
         parse_seeds(text)
+
+
+def test_a_seed_is_refused_as_in_any_recipe():
+    with pytest.raises(UserError, match=r"seed must be below 2\*\*63"):
+        parse_seeds(f"1,{2**63}")
+
+
+def test_a_flag_that_seeds_replaces_is_refused(tmp_path):
+    answer = call("ultimus", "repeat", *FLAGS, "--seed", 7, "--out", tmp_path / "out")
+    assert answer.returncode == 2
+    assert answer.stderr == "ultimus: --seed 7 has no effect: give --seeds\n"

@@ -14,7 +14,7 @@ from data.pictures import SIZE, Pixels, blocks, palette_image, white_page, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ultimus_ignite.data import pixels
 from ultimus_ignite.data.pixels import UnreadableError, on_white, read_pixels
@@ -448,6 +448,24 @@ def test_heic_is_refused_with_the_way_out(tmp_path: Path, brand: bytes) -> None:
         read_pixels(tmp_path / "a.jpg", SIZE)
     if "HEIF" not in pixels._formats():
         assert "pip install pillow-heif" in str(error.value)
+
+
+def test_avif_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x1cftypavif" + bytes(200))
+    monkeypatch.setattr(pixels, "_formats", lambda: ["PNG"])
+    for supported, remedy in ((True, ""), (False, "pip install --upgrade pillow, or ")):
+        monkeypatch.setattr(pixels.features, "check", lambda name, answer=supported: answer)
+        with pytest.raises(UnreadableError, match=f"^an AVIF image; {remedy}convert it"):
+            read_pixels(tmp_path / "a.jpg", SIZE)
+
+
+def test_heic_that_pillow_heif_cannot_read_is_not_told_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x24ftypheic" + bytes(200))
+    monkeypatch.setattr(pixels, "_formats", lambda: ["PNG", "HEIF"])
+    reason = pixels._reason(tmp_path / "a.jpg", UnidentifiedImageError())
+    assert reason == "a HEIC image; convert it to JPEG or PNG"
 
 
 def test_heic_is_read_with_pillow_heif(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ultimus_ignite.data import cifar
-from ultimus_ignite.data.sources import DataError, load
+from ultimus_ignite.data.sources import DataError, check, count_classes, load
 
 # digits
 
@@ -86,8 +86,47 @@ def test_a_folder_is_found_from_home_and_from_here(
 @pytest.mark.parametrize("spec", ["", "mnist", "CIFAR10", " digits", "folder:", "folder", "a\nb"])
 def test_an_unknown_spec_lists_the_choices(tmp_path: Path, spec: str) -> None:
     choices = "cifar10, cifar100, digits, folder:DIR, auto"
-    with pytest.raises(DataError, match=f"^{re.escape(repr(spec))}: expected one of {choices}$"):
+    message = f"^data must be one of {choices}, got {re.escape(repr(spec))}(: did you mean .*)?$"
+    with pytest.raises(DataError, match=message):
         load(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("cifar-10", "cifar10"),
+        ("CIFAR100", "cifar100"),
+        ("digit", "digits"),
+        ("photos", "folder:photos"),
+        ("Folder:photos", "folder:photos"),
+        ("folder:", "folder:DIR"),
+    ],
+)
+def test_a_misspelt_spec_is_told_what_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, meant: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf": did you mean {meant}\?$"):
+        check(spec)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("missing", "file", "file/below", "a" * 300, "nul\0", "latin-\udcff"):
+        with pytest.raises(DataError, match=re.escape(repr(path)[1:-1])):
+            check(f"folder:{tmp_path}/{path}")
+
+
+def test_the_numbers_of_classes_are_those_of_the_data(tmp_path: Path) -> None:
+    assert count_classes("digits", tmp_path) == len(load("digits", tmp_path).classes)
+    for place in ("train/a", "test/a", "train/b", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(tmp_path / place / "red.png")
+    assert count_classes(f"folder:{tmp_path}", tmp_path) == 2
+    assert {name: count_classes(name, tmp_path) for name in ("cifar10", "cifar100", "auto")} == {
+        "cifar10": 10, "cifar100": 100, "auto": 10,
+    }  # fmt: skip
 
 
 def test_a_home_that_is_nobodys_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
+import fcntl
 import io
 import os
+import pty
 import re
+import struct
+import termios
 
 import numpy as np
 import pytest
@@ -314,3 +318,74 @@ def test_a_bar_that_an_exception_left_open_is_closed_by_the_next_run(monkeypatch
     assert left.disable  # tqdm's word for closed
     assert left not in left._instances
     assert file.getvalue().count("EPOCH: 1\n") == 2  # the next run has its own
+
+
+# How it looks
+
+
+def drawn_at(columns, monkeypatch, total=98):
+    """The last drawing of a bar in a terminal of that width."""
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, other_end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    file = Terminal()
+    file.fileno = lambda: terminal
+    trainer = Engine(lambda engine, batch: {"loss": 2.62711, "correct": 3, "count": 20, "F1": 0.5})
+    BatchLogger(file=file).attach(trainer)
+    trainer.run(iter(range(97)) if total is None else range(98))
+    os.close(terminal)
+    os.close(other_end)
+    return [text for text in file.getvalue().split("\r") if "=" in text][-1].rstrip("\n")
+
+
+@pytest.mark.parametrize("total", [98, None])
+@pytest.mark.parametrize("columns", [*range(14, 110, 6), 50])
+def test_no_number_is_cut_however_narrow_the_terminal(columns, total, monkeypatch):
+    text = drawn_at(columns, monkeypatch, total)
+    assert len(text) <= columns
+    for word in text.split():
+        assert re.fullmatch(
+            r"Batch_id=9\d|Loss=2.62711|Accuracy=15.00%|F1=0.50000:?|(98/98|97/\?)"
+            r"|\[\d\d:\d\d<\S+,|\d+\.\d\dit/s\]|100%\|\S+\||\d+it|\[\d\d:\d\d,",
+            word,
+        ), text
+
+
+def test_the_bar_goes_first_then_the_times_then_the_batch(monkeypatch):
+    texts = [drawn_at(columns, monkeypatch) for columns in (120, 92, 70, 53, 45, 30)]
+    assert [("█" in t, "it/s" in t, "98/98" in t, "Batch_id" in t) for t in texts] == [
+        (True, True, True, True),
+        (False, True, True, True),
+        (False, False, True, True),
+        (False, False, False, True),
+        (False, False, False, False),
+        (False, False, False, False),
+    ]
+    assert texts[-2:] == ["Loss=2.62711 Accuracy=15.00% F1=0.50000", "Loss=2.62711 Accuracy=15.00%"]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_the_rate_counts_the_first_batch(kind, monkeypatch):
+    """A clock that only the step moves, half a second each."""
+    monkeypatch.setenv("TERM", "xterm")
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    file = kind()
+    evaluator = evaluator_with(loss=1.0)
+
+    def step(engine, batch):
+        now[0] += 0.5
+        return 1.0
+
+    def evaluate():
+        now[0] += 60
+        evaluator.run([0])
+
+    trainer = Engine(step)
+    BatchLogger(file=file).attach(trainer, evaluator)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), evaluate)
+    trainer.run(range(1), max_epochs=5)
+    last = [text for text in file.getvalue().split("\r") if "it/s" in text]
+    rates = re.findall(r"1/1 \[00:0\d<00:00, +(\S+)it/s\]", "\n".join(last))
+    assert set(rates) == {"2.00"}

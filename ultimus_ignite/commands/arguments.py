@@ -5,13 +5,16 @@ import contextlib
 import inspect
 import io
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ultimus_ignite.data import sources
 from ultimus_ignite.errors import ExitCode, UserError
 from ultimus_ignite.recipe import RECIPES, Recipe, RecipeName
 from ultimus_ignite.run_directory import RunDirectory
@@ -37,20 +40,26 @@ class RecipeArguments(Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments(RecipeArguments):
-    """The flags of a run."""
+class FolderArguments(RecipeArguments):
+    """The flags of a subcommand that looks at the folder of a run."""
 
     out: Path | None = None
     """Folder of the run; runs/RECIPE if not given."""
     resume: Flag = False
     """Continue the run in --out, or begin one if there is none."""
-    extend_epochs: Flag = False
-    """Allow --resume with another number of --epochs than the run began with."""
 
     @property
     def directory(self) -> RunDirectory:
         """The folder of the run."""
-        return RunDirectory(self.out or Path("runs") / self.recipe_name)
+        return RunDirectory(writable(self.out or Path("runs") / self.recipe_name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(FolderArguments):
+    """The flags of a run."""
+
+    extend_epochs: Flag = False
+    """Allow --resume with another number of --epochs than the run began with."""
 
 
 AnyArguments = TypeVar("AnyArguments", bound=Arguments)
@@ -65,6 +74,7 @@ def parse(
     The docstring of the dataclass ``arguments`` is the help text, and ``default`` is an instance of
     it with the values of the flags that are not in ``argv``.
     """
+    _check_texts(argv)
     complaint = io.StringIO()
     description = f"{inspect.getdoc(arguments)}\n\n{ExitCode.table()}"
     try:
@@ -82,12 +92,46 @@ def parse(
 def parse_recipe(
     arguments: type[AnyRecipeArguments], prog: str, argv: Sequence[str], **changes: Any
 ) -> AnyRecipeArguments:
-    """`parse` with the defaults of the recipe that ``--recipe`` names, except for ``changes``."""
+    """`parse` with the defaults of the recipe that ``--recipe`` names, except for ``changes``.
+
+    Raises:
+        UserError: a flag is wrong, as far as this can be known without torch.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", default="classic", nargs="?")
     name = parser.parse_known_args([*argv])[0].recipe
     recipe = replace(RECIPES.get(name, Recipe()), **changes)  # tyro rejects an unknown name
-    return parse(arguments, prog, argv, default=arguments(recipe=recipe))
+    parsed = parse(arguments, prog, argv, default=arguments(recipe=recipe))
+    sources.check(parsed.recipe.data)
+    return parsed
+
+
+def writable(folder: Path) -> Path:
+    """The folder with ``~`` expanded, if it can be made and written; nothing is left behind.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder = folder.expanduser()
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if lexists(p))
+        with tempfile.TemporaryDirectory(dir=place) as trial:  # fails in a file or a broken link
+            Path(trial, folder.absolute().relative_to(place)).mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:  # also ~nobody, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder} cannot be written ({reason}): choose another --out") from None
+    return folder
+
+
+def _check_texts(argv: Sequence[str]) -> None:
+    """Refuse what no flag takes: an empty text, as of an unset variable, and other than UTF-8."""
+    for before, text in zip(["the first argument", *argv], argv, strict=False):
+        if not text or re.fullmatch("--[a-z-]+=", text):
+            raise UserError(f"{text or before}: expected a value, got an empty text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{text!r}: not UTF-8: rename it, or link to it") from None
 
 
 def _without_frame(text: str) -> str:

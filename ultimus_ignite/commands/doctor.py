@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
+from ultimus_ignite.commands.arguments import FolderArguments, parse_recipe
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
 
@@ -19,26 +19,27 @@ OVERFIT_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorArguments(RunArguments):
-    """Check data, device, folder and recipe; takes every flag of train-cifar."""
+class DoctorArguments(FolderArguments):
+    """Check data, device, folder and recipe."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Print one line per check: ``ok``, or ``FIX`` and what to do; UserError if one failed."""
     arguments = parse_recipe(DoctorArguments, prog, argv)
-    recipe, out = arguments.recipe, arguments.directory.path
+    recipe = arguments.recipe
+    out = arguments.out or Path("runs") / arguments.recipe_name
     parts: list[Parts] = []
 
     def data() -> str:
         from ultimus_ignite.build import build
+        from ultimus_ignite.provenance import describe_data
 
         parts.append(build(recipe))
-        data, device = parts[0].data, parts[0].device
-        return f"{data.name}, {len(data.train_images)} training images, on {device}"
+        return f"{parts[0].device}; {describe_data(recipe, parts[0])}"
 
     results = [
         report("versions", versions),
-        report("output folder", lambda: folder(out)),
+        report("output folder", lambda: folder(arguments)),
         report("data and device", data),
     ]
     if parts:
@@ -71,11 +72,13 @@ def versions() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 
 
-def folder(out: Path) -> str:
-    """Check that the run's folder can be made and written."""
-    place = _nearest(out)
-    with tempfile.TemporaryFile(dir=place):
-        return f"{out}, in {place}, can be written"
+def folder(arguments: DoctorArguments) -> str:
+    """Check that the run's folder can be made and written, and that `train-cifar` would take it."""
+    directory = arguments.directory
+    if directory.holds_a_run and not arguments.resume:
+        path = directory.path
+        raise UserError(f"{path} already holds a run: give --resume, or choose another --out")
+    return f"{directory.path} can be written"
 
 
 def disk_space(out: Path, parts: "Parts") -> str:
@@ -92,6 +95,8 @@ def schedule(recipe: Recipe, parts: "Parts") -> str:
     from ultimus_ignite.build import create_scheduler
 
     steps = recipe.epochs * parts.stream.epoch_length
+    if recipe.max_lr == "auto":
+        return f"{steps} iterations, up to a rate that a range test will choose"
     rates = [row[0] for row in create_scheduler(recipe, parts.optimizer).simulate(steps).rates]
     return f"{steps} iterations, rate {rates[0]:.3g} to {max(rates):.3g} to {rates[-1]:.3g}"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import tyro
 
-from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
+from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe, writable
 from ultimus_ignite.errors import UserError
-from ultimus_ignite.recipe import RangeTest
+from ultimus_ignite.recipe import RangeTest, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +24,26 @@ class FindLRArguments(RecipeArguments):
     out: Path | None = None
     """Folder for lr_finder.png and lr_finder.csv; runs/RECIPE if not given."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Run the tests, print the rate of each rule, and draw the curves."""
     arguments = parse_recipe(FindLRArguments, prog, argv)
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats must be at least 1, got {arguments.repeats}")
+    out = writable(arguments.out or Path("runs") / arguments.recipe_name)
 
     from ultimus_ignite.build import build
     from ultimus_ignite.handlers.support.figures import format_rates, save_lr_curves
+    from ultimus_ignite.provenance import describe_data
     from ultimus_ignite.range_test import range_test
 
     curves = []
     for seed in range(arguments.recipe.seed, arguments.recipe.seed + arguments.repeats):
         recipe = replace(arguments.recipe, seed=seed)
         parts = build(recipe)
+        if not curves:
+            print(describe_data(recipe, parts), flush=True)
         curves.append(range_test(parts, arguments.rates))
         answers = curves[-1].suggestions()
         line = "  ".join(f"{rule} {format_rates([rate])}" for rule, rate in answers.items())
@@ -47,7 +52,6 @@ def main(prog: str, argv: Sequence[str]) -> None:
         for rule in answers:
             print(f"{rule}: {format_rates(curve.suggestions()[rule] for curve in curves)}")
 
-    out = arguments.out or Path("runs") / arguments.recipe_name
     try:
         save_lr_curves(curves, out, title=f"{recipe.model} on {parts.data.name}")
     except OSError as error:

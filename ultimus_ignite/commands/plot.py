@@ -1,7 +1,9 @@
 """`ultimus plot RUN`: redraw the curves of a run."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import tyro
@@ -22,7 +24,7 @@ class PlotArguments(Arguments):
 def main(prog: str, argv: Sequence[str]) -> None:
     """Redraw the curves and print the path of the picture."""
     directory = RunDirectory(parse(PlotArguments, prog, argv).run)
-    if not directory.history.is_file():
+    if not isfile(directory.history):  # noqa: PTH113 (False also for a name that is too long)
         raise UserError(f"{directory.history} not found: no run in {directory.path}")
 
     from ultimus_ignite.handlers.support.figures import draw_curves, save_figure
@@ -30,7 +32,15 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     try:
         rows = read_csv(directory.history)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    save_figure(draw_curves(rows, title=title_of(directory.read_description())), directory.curves)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{directory.history}: not a history ({error})") from None
+    try:
+        title = title_of(directory.read_description())
+    except (OSError, ValueError, TypeError, KeyError):  # the curves do not need it
+        title = directory.path.name
+    try:
+        save_figure(draw_curves(rows, title=title), directory.curves)
+    except OSError as error:
+        reason = f"{directory.curves} cannot be written ({error.strerror})"
+        raise UserError(f"{reason}: copy the run to where it can") from None
     print(directory.curves)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
+from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe, writable
 from ultimus_ignite.errors import UserError
 
 
@@ -19,12 +19,17 @@ class PlotScheduleArguments(RecipeArguments):
 def main(prog: str, argv: Sequence[str]) -> None:
     """Write both files, and print the first, the highest and the last rate."""
     arguments = parse_recipe(PlotScheduleArguments, prog, argv)
+    if arguments.recipe.max_lr == "auto":
+        raise UserError("--max-lr auto needs a training run: give one of ultimus find-lr's rates")
+    out = writable(arguments.out)
 
     from ultimus_ignite.build import build, create_scheduler
     from ultimus_ignite.handlers.support.figures import draw_schedule, save_figure
     from ultimus_ignite.handlers.support.history_csv import write_csv
+    from ultimus_ignite.provenance import describe_data
 
     parts = build(arguments.recipe)
+    print(describe_data(arguments.recipe, parts), flush=True)
     total_steps = arguments.recipe.epochs * parts.stream.epoch_length
     schedule = create_scheduler(arguments.recipe, parts.optimizer).simulate(total_steps)
     rates = [row[0] for row in schedule.rates]
@@ -35,13 +40,13 @@ def main(prog: str, argv: Sequence[str]) -> None:
             {"iteration": i, "lr": rate, "momentum": momentum}
             for i, (rate, momentum) in enumerate(zip(rates, momenta, strict=True), start=1)
         ]
-        write_csv(rows, arguments.out / "schedule.csv")
-        save_figure(draw_schedule(rates, momenta), arguments.out / "schedule.png")
+        write_csv(rows, out / "schedule.csv")
+        save_figure(draw_schedule(rates, momenta), out / "schedule.png")
     except OSError as error:
-        reason = f"{arguments.out} cannot be written ({error.strerror}): choose another --out"
+        reason = f"{out} cannot be written ({error.strerror}): choose another --out"
         raise UserError(reason) from None
     peak = max(range(total_steps), key=rates.__getitem__)
     print(f"iteration 1: {rates[0]!r}")
     print(f"iteration {peak + 1}: {rates[peak]!r}, the highest")
     print(f"iteration {total_steps}: {rates[-1]!r}")
-    print(arguments.out / "schedule.png")
+    print(out / "schedule.png")

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
+from ultimus_ignite.commands.arguments import RunArguments, parse_recipe, writable
 from ultimus_ignite.errors import UserError
+from ultimus_ignite.recipe import RECIPES, Recipe
 from ultimus_ignite.run_directory import RunDirectory
 
 
@@ -20,14 +21,16 @@ class RepeatArguments(RunArguments):
     out: Path | None = None
     """Folder of the runs; runs/RECIPE-repeat if not given."""
     seeds: str = "1,2,3,4,5"
-    """Seeds, separated by commas; they replace --seed."""
+    """Seeds, separated by commas; --seed is refused."""
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Run the seeds one after the other and print the table."""
     arguments = parse_recipe(RepeatArguments, prog, argv)
-    out = arguments.out or Path("runs") / f"{arguments.recipe_name}-repeat"
+    if arguments.recipe.seed != RECIPES[arguments.recipe_name].seed:
+        raise UserError(f"--seed {arguments.recipe.seed} has no effect: give --seeds")
     seeds = parse_seeds(arguments.seeds)
+    out = writable(arguments.out or Path("runs") / f"{arguments.recipe_name}-repeat")
     directories = {seed: RunDirectory(out / f"seed-{seed}") for seed in seeds}
     for directory in directories.values():  # a seed that cannot run is refused at once
         with directory.open(resume=arguments.resume):
@@ -55,7 +58,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds = [part.strip() for part in text.split(",")]
     if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
         raise UserError(f"--seeds must be different whole numbers such as 1,2,3, got {text!r}")
-    return [int(seed) for seed in seeds]
+    return [Recipe(seed=int(seed)).seed for seed in seeds]
 
 
 def half_interval(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
+from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,21 +12,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummaryArguments(RunArguments):
-    """Print the layers of a recipe's model; takes every flag of train-cifar."""
+class SummaryArguments(RecipeArguments):
+    """Print the layers of a recipe's model, for the classes of its --data.
+
+    Of the data, only a folder is read.
+    """
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Print the layer table."""
     arguments = parse_recipe(SummaryArguments, prog, argv)
 
-    from ultimus_ignite.build import create_model
+    from ultimus_ignite.build import create_model, find_model
+    from ultimus_ignite.data.sources import count_classes
     from ultimus_ignite.modules import UltimusNet
 
-    model = create_model(arguments.recipe, num_classes=10)
+    recipe = arguments.recipe
+    find_model(recipe)
+    num_classes = count_classes(recipe.data, recipe.data_dir)
+    model = create_model(recipe, num_classes=num_classes)
     if isinstance(model, UltimusNet):
         model.pool_first = False  # show the layers in the order of the code
     print(layer_table(model))
+    print(f"Classes: {num_classes} (--data {recipe.data})")
 
 
 def layer_table(model: "nn.Module") -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
 from ultimus_ignite.errors import UserError
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import Recipe, check_ranges
 from ultimus_ignite.run_directory import RunDirectory
 
 
@@ -32,10 +32,18 @@ class VerifyArguments(RecipeArguments):
     kills: int = 3
     """Number of times that the second run is killed."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Train both runs and compare their final states."""
     arguments = parse_recipe(VerifyArguments, prog, argv, epochs=6, checkpoint_every=5)
+
+    from ultimus_ignite.build import build
+    from ultimus_ignite.provenance import describe_data
+
+    print(describe_data(arguments.recipe, build(arguments.recipe)), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
         seconds = _train_straight(arguments.recipe, straight)

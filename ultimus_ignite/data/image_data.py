@@ -10,17 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ultimus_ignite.errors import UserError
+from ultimus_ignite.errors import DataError
+
+__all__ = ["IMAGE_SHAPE", "DataError", "ImageData"]
 
 IMAGE_SHAPE = (3, 32, 32)
-
-
-class DataError(UserError, ValueError):
-    """The data cannot be used; one line names the file, what was expected and what was found."""
-
-    def __init__(self, message: str) -> None:
-        # A quoted message of another library, or a file name, may contain a line break.
-        super().__init__(" ".join(message.splitlines()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +32,7 @@ class ImageData:
         >>> ImageData.measure("black", ("a",), (images, labels), (images, labels))
         Traceback (most recent call last):
             ...
-        ultimus_ignite.data.image_data.DataError: black, train labels: expected 0 to 0, got 0 to 1
+        ultimus_ignite.errors.DataError: black, train labels: expected 0 to 0, got 0 to 1
     """
 
     name: str

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ultimus_ignite.data.colours import in_8_bits, to_srgb
 
@@ -22,6 +22,7 @@ FORMATS = (
 """What Pillow decodes by itself. EPS is left out: Pillow would run Ghostscript on the file."""
 
 _HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
+_AVIF = re.compile(rb"....ftypavi[fs]", re.DOTALL)
 
 
 class UnreadableError(ValueError):
@@ -130,5 +131,9 @@ def _reason(path: str | Path, error: Exception) -> str:
     if not start:
         return "an empty file"
     if _HEIC.match(start):
-        return "a HEIC image; pip install pillow-heif, or convert it to JPEG or PNG"
+        remedy = "" if "HEIF" in _formats() else "pip install pillow-heif, or "
+        return f"a HEIC image; {remedy}convert it to JPEG or PNG"
+    if _AVIF.match(start):
+        remedy = "" if features.check("avif") else "pip install --upgrade pillow, or "
+        return f"an AVIF image; {remedy}convert it to JPEG or PNG"
     return "none of the known image formats"

@@ -1,24 +1,57 @@
-"""Load a data spec, such as `cifar10` or `folder:DIR`, as checked uint8 tensors."""
+"""Load a data spec, such as `cifar10` or `folder:DIR`, as checked uint8 tensors.
 
+Torch is loaded with the data, not with this module: a command checks the spec before it.
+"""
+
+import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from ultimus_ignite.data.cifar import UnobtainableError, load_cifar
-from ultimus_ignite.data.digits import load_digits
-from ultimus_ignite.data.image_data import DataError, ImageData
-from ultimus_ignite.data.image_folder import load_folder
+from ultimus_ignite.errors import DataError
 
-__all__ = ["SOURCES", "DataError", "ImageData", "load"]
+if TYPE_CHECKING:
+    from ultimus_ignite.data.image_data import ImageData
 
-SOURCES: dict[str, Callable[[Path], ImageData]] = {
-    "cifar10": lambda data_dir: load_cifar("cifar10", data_dir),
-    "cifar100": lambda data_dir: load_cifar("cifar100", data_dir),
-    "digits": lambda data_dir: load_digits(),
+__all__ = ["SOURCES", "DataError", "Source", "check", "count_classes", "load"]
+
+
+class Source(NamedTuple):
+    """A named data set."""
+
+    num_classes: int
+    load: "Callable[[Path], ImageData]"
+    """Reads it, given the folder for downloads."""
+
+
+def _load_cifar10(data_dir: Path) -> "ImageData":
+    from ultimus_ignite.data.cifar import load_cifar
+
+    return load_cifar("cifar10", data_dir)
+
+
+def _load_cifar100(data_dir: Path) -> "ImageData":
+    from ultimus_ignite.data.cifar import load_cifar
+
+    return load_cifar("cifar100", data_dir)
+
+
+def _load_digits(data_dir: Path) -> "ImageData":
+    from ultimus_ignite.data.digits import load_digits
+
+    return load_digits()
+
+
+SOURCES = {
+    "cifar10": Source(10, _load_cifar10),
+    "cifar100": Source(100, _load_cifar100),
+    "digits": Source(10, _load_digits),
 }
-"""What loads each named data set, given the folder for downloads."""
+"""The data sets that a spec may name."""
 
 
-def load(spec: str, data_dir: Path | str) -> ImageData:
+def load(spec: str, data_dir: Path | str) -> "ImageData":
     """Load a data set into memory.
 
     Args:
@@ -44,22 +77,86 @@ def load(spec: str, data_dir: Path | str) -> ImageData:
         >>> "".join(digits.classes)
         '0123456789'
     """
+    check(spec)
     data_dir = _absolute(data_dir)
-    if spec.startswith("folder:") and spec != "folder:":
+    if spec.startswith("folder:"):
+        from ultimus_ignite.data.image_folder import load_folder
+
         return load_folder(_absolute(spec.removeprefix("folder:")), data_dir)
     if spec == "auto":
+        from ultimus_ignite.data.cifar import UnobtainableError
+
         try:
-            return SOURCES["cifar10"](data_dir)
+            return SOURCES["cifar10"].load(data_dir)
         except UnobtainableError:
-            return SOURCES["digits"](data_dir)
-    if spec not in SOURCES:
-        raise DataError(f"{spec!r}: expected one of {', '.join(SOURCES)}, folder:DIR, auto")
-    return SOURCES[spec](data_dir)
+            return SOURCES["digits"].load(data_dir)
+    return SOURCES[spec].load(data_dir)
+
+
+def check(spec: str) -> None:
+    """Refuse a spec that names neither a data set nor a folder, before any data is read.
+
+    Raises:
+        DataError: the spec is unknown, or its folder cannot be listed.
+
+    Example:
+        >>> check("cifar-10")
+        Traceback (most recent call last):
+            ...
+        ultimus_ignite.errors.DataError: data must be one of cifar10, cifar100, digits, \
+folder:DIR, auto, got 'cifar-10': did you mean cifar10?
+    """
+    if spec in SOURCES or spec == "auto":
+        return
+    if not spec.startswith("folder:") or spec == "folder:":
+        choices = [*SOURCES, "folder:DIR", "auto"]
+        meant = _meant(spec, choices)
+        advice = f": did you mean {meant[0]}?" if meant else ""
+        raise DataError(f"data must be one of {', '.join(choices)}, got {spec!r}{advice}")
+    folder = _absolute(spec.removeprefix("folder:"))
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}: give --data folder:DIR") from error
+
+
+def count_classes(spec: str, data_dir: Path | str) -> int:
+    """The number of classes of a data set; only those of a folder are read.
+
+    Args:
+        spec: as for `load`; both data sets of ``auto`` have ten classes.
+        data_dir: as for `load`.
+
+    Raises:
+        DataError: as for `load`.
+
+    Example:
+        >>> count_classes("cifar100", "data")
+        100
+    """
+    name = "cifar10" if spec == "auto" else spec
+    return SOURCES[name].num_classes if name in SOURCES else len(load(spec, data_dir).classes)
+
+
+def _meant(spec: str, choices: list[str]) -> list[str]:
+    """The spec that a misspelt one is near to, if any; that of a folder if it names one."""
+    prefix, _, folder = spec.rpartition(":")
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 (False also for a name that is too long)
+    if prefix.lower() in ("", "folder") and is_folder:
+        return [f"folder:{folder}"]
+    return difflib.get_close_matches(spec.lower(), choices, n=1)
 
 
 def _absolute(path: Path | str) -> Path:
     """The path with ``~`` expanded, so that a relative and an absolute spelling share a cache."""
     try:
-        return Path(path).expanduser().absolute()
+        absolute = Path(path).expanduser().absolute()
     except RuntimeError as error:  # ~nobody
         raise DataError(f"{path}: {error}") from error
+    try:
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(absolute)!r}: not UTF-8: rename it, or link to it") from None
+    if "\0" in str(absolute):
+        raise DataError(f"{str(absolute)!r}: not a path: embedded null byte")
+    return absolute
