@@ -2,15 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from processes import call
 
+from ultimus_ignite import cli
 from ultimus_ignite.errors import ExitCode, Interrupted
 from ultimus_ignite.handlers import CheckpointError, LRFinderError, NonFiniteError
 
@@ -102,7 +105,7 @@ def test_a_folder_of_images_by_a_path_with_spaces_and_letters(tmp_path):
     folder = make_folder(tmp_path / "größe 1")
     answer = call(
         "train-cifar", "--data", f"folder:{folder}", "--data-dir", tmp_path / "ü cache",
-        "--epochs", 1, "--out", tmp_path / "läuf 1", LC_ALL="C",
+        "--epochs", 2, "--out", tmp_path / "läuf 1", LC_ALL="C",
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "läuf 1" / "history.csv").exists()
@@ -116,11 +119,22 @@ def test_a_folder_of_images_by_a_path_with_spaces_and_letters(tmp_path):
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--max-lr", "nan"], "max_lr must be positive"),
         (["--wrong", "1"], "--wrong"),
-        (["--data", "mnist"], "mnist.*cifar10.*digits"),
+        (["--data", "mnist"], "cifar10.*digits.*mnist"),
         (["--data", "folder:missing"], "missing"),
+        (["--data", "cifar-10"], r"did you mean cifar10\?"),
+        (["--data", "broken"], r"did you mean folder:broken\?"),
+        (["--data", "folder:one\udcff"], "not UTF-8"),
+        (["--data-dir", "\udcff"], "not UTF-8"),
+        (["--data", ""], "--data: expected a value, got an empty text"),
+        (["--data="], "--data=: expected a value, got an empty text"),
+        (["--device", "cuda:99", "--data", "digits"], "cuda:99.*auto"),
+        (
+            ["--data", "digits", "--epochs", "1", "--batch-size", "9999"],
+            "in 1 iteration .*--epochs",
+        ),
         (["--data", "folder:empty"], "empty.*train"),
         (["--data", "folder:broken"], r"broken.*1\.png"),
-        (["--data", "digits", "--device", "tpu9"], "tpu9.*auto"),
+        (["--data", "digits", "--device", "tpu9"], "auto.*tpu9"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
@@ -144,6 +158,29 @@ def test_a_file_in_the_folders_place_is_one_line(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+OUTS = ["file", "file/below", "dangling", "a" * 300, "~nobody-at-all", "/proc/a", "nul\0"]
+
+
+@pytest.mark.parametrize("name", ["train", "find-lr", "plot-schedule", "repeat"])
+def test_a_folder_that_cannot_be_made_is_refused_before_torch_is_loaded(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    code = (
+        "import sys; from ultimus_ignite import cli\n"
+        f"for out in {OUTS!r}:\n"
+        f"    flags = ['--data', 'digits', '--out', out]\n"
+        f"    print(cli.call(lambda *args: cli.dispatch('it', {name!r}, flags), 'it', []))\n"
+        "print('torch' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert answer.stdout == "2\n" * len(OUTS) + "False\n"
+    line = r"it: .* cannot be written \(.*\): choose another --out\n"
+    assert re.fullmatch(rf"({line}){{{len(OUTS)}}}", answer.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
 def test_no_network_for_cifar10_is_one_line(tmp_path):
     nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
     answer = call(
@@ -165,6 +202,38 @@ def test_auto_without_network_says_loudly_that_it_trains_on_digits(tmp_path):
     assert answer.returncode == 0, answer.stderr
     assert "DIGITS" in answer.stdout.splitlines()[0]
     assert '"data": "digits"' in (tmp_path / "out" / "status.json").read_text()
+
+
+@pytest.mark.parametrize("command", ["find-lr --iterations 3", "plot-schedule", "doctor"])
+def test_every_command_says_loudly_that_it_uses_digits(tmp_path, command):
+    nowhere = "http://127.0.0.1:9"
+    answer = call(
+        "ultimus", *command.split(), "--out", "out", "--data-dir", "cache", cwd=tmp_path,
+        https_proxy=nowhere, http_proxy=nowhere,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "USING HANDWRITTEN DIGITS INSTEAD" in answer.stdout
+    assert "data: digits, 1437 training" in answer.stdout
+
+
+def test_a_warning_is_a_sentence(tmp_path):
+    make_folder(tmp_path / "DIR")
+    answer = call(
+        "train-cifar", "--data", "folder:DIR", "--data-dir", "/proc/a", "--epochs", 2, cwd=tmp_path
+    )
+    assert answer.returncode == 0, answer.stderr
+    warning = (
+        r"train-cifar: warning: /proc/a/.* cannot be written \(.*\); the images .* next time\n"
+    )
+    assert re.fullmatch(warning, answer.stderr)
+
+
+def test_a_warning_of_torch_is_without_its_own_source(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back at the end
+    cli.call(lambda *_: None, "ultimus", [])
+    message = UserWarning("no\nGPU (Triggered internally at ../c10/a.cpp:9.)")
+    text = warnings.formatwarning(message, UserWarning, "a.py", 1, "a = 1")
+    assert text == "ultimus: warning: no GPU\n"
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -217,6 +286,15 @@ def test_summary_prints_the_seeds_table():
     assert lines[0] == "            Conv2d-1           [-1, 16, 30, 30]             448"
     assert lines[23] == "     UltimusBlock-24                   [-1, 48]               0"
     assert "Total params: 25,786" in lines
+    assert lines[-1] == "Classes: 10 (--data auto)"
+
+
+@pytest.mark.parametrize(("data", "parameters"), [("cifar100", "30,196"), ("folder:DIR", "25,394")])
+def test_summary_counts_for_the_classes_of_the_data(tmp_path, data, parameters):
+    make_folder(tmp_path / "DIR")
+    answer = call("ultimus", "summary", "--data", data, "--data-dir", "cache", cwd=tmp_path)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"\nTotal params: {parameters}\n" in answer.stdout
 
 
 def test_an_unknown_subcommand_is_one_line():
@@ -226,9 +304,20 @@ def test_an_unknown_subcommand_is_one_line():
 
 
 def test_plot_of_no_run_is_one_line(tmp_path):
-    answer = call("ultimus", "plot", tmp_path / "none")
+    for name in ("none", "a" * 300):
+        answer = call("ultimus", "plot", "--debug", tmp_path / name)
+        assert answer.returncode == 2
+        assert re.fullmatch(rf"ultimus: .*{name}/history.csv not found.*\n", answer.stderr)
+
+
+def test_plot_of_a_damaged_run_is_one_line_or_has_no_title(finished, tmp_path):
+    shutil.copy(finished[0] / "history.csv", tmp_path)
+    (tmp_path / "recipe.json").write_text('{"recipe": ')
+    assert call("ultimus", "plot", tmp_path).returncode == 0
+    (tmp_path / "history.csv").write_text("epoch,iteration,lr,seconds\none,2,3,4\n")
+    answer = call("ultimus", "plot", tmp_path)
     assert answer.returncode == 2
-    assert re.fullmatch(r"ultimus: .*none.*\n", answer.stderr)
+    assert re.fullmatch(r"ultimus: .*history.csv: not a history \(.*one.*\)\n", answer.stderr)
 
 
 def test_the_handlers_errors_have_the_documented_exit_codes():

@@ -19,3 +19,10 @@ def test_the_curve_is_the_schedule_of_the_run(tmp_path):
     assert planned[::3] == used
     with Image.open(tmp_path / "plan" / "schedule.png") as picture:
         assert picture.size == (1080, 360)
+
+
+def test_a_rate_that_is_not_known_is_refused(tmp_path):
+    answer = call("ultimus", "plot-schedule", "--max-lr", "auto", "--out", tmp_path / "plan")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "find-lr" in answer.stderr
+    assert not (tmp_path / "plan").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import call
 
 from ultimus_ignite.commands.verify_resume import leaves, report
 from ultimus_ignite.errors import UserError
@@ -26,6 +27,7 @@ def verify(kills, *flags):
 def check(answer, kills):
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
+    assert answer.stdout.startswith("data: digits, 1437 training and 360 test images")
     assert answer.stdout.count("\nkilled after") == kills
     assert "newest: None" not in answer.stdout
     for name in ("model", "optimizer", "history"):
@@ -61,3 +63,18 @@ def test_leaves_tell_neighbouring_floats_apart():
     b[1] = torch.nextafter(b[1], torch.tensor(2.0))
     assert list(leaves({"w": a})) != list(leaves({"w": b}))
     assert list(leaves({"w": a})) == list(leaves({"w": a.clone()}))
+
+
+@pytest.mark.parametrize("kills", [0, -1, 10**30])
+def test_a_number_of_kills_that_shows_nothing_is_refused(kills):
+    answer = verify(kills)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.search("kills must be at (least 1|most 1,000,000,000), got", answer.stderr)
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_recipe_that_cannot_be_trained_is_refused_before_the_first_run():
+    flags = ["--data", "digits", "--epochs", 1, "--batch-size", 9999]
+    answer = call("ultimus", "verify-resume", *flags)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.fullmatch("ultimus: in 1 iteration .*\n", answer.stderr)
