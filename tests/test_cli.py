@@ -158,7 +158,7 @@ def test_a_file_in_the_folders_place_is_one_line(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-OUTS = ["file", "file/below", "dangling", "a" * 300, "~nobody-at-all", "/proc/a", "nul\0"]
+OUTS = ["file", "file/below", "dangling", "a" * 300, "/proc/a", "nul\0", "a/../file/b"]
 
 
 @pytest.mark.parametrize("name", ["train", "find-lr", "plot-schedule", "repeat"])
@@ -301,6 +301,14 @@ def test_an_unknown_subcommand_is_one_line():
     answer = call("ultimus", "dance")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert re.fullmatch(r"ultimus: .*dance.*summary.*\n", answer.stderr)
+
+
+@pytest.mark.parametrize("command", ["train", "find-lr", "plot-schedule", "repeat", "plot"])
+def test_a_home_that_is_nobodys_is_one_line(tmp_path, command):
+    path = ["~nobody-at-all/a"] if command == "plot" else ["--out", "~nobody-at-all/a"]
+    answer = call("ultimus", command, *path, cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.fullmatch("ultimus: ~nobody-at-all/a: no such user: .*\n", answer.stderr)
 
 
 def test_plot_of_no_run_is_one_line(tmp_path):

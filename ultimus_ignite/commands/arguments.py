@@ -4,11 +4,11 @@ import argparse
 import contextlib
 import inspect
 import io
+import os
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -112,15 +112,28 @@ def writable(folder: Path) -> Path:
     Raises:
         UserError: it cannot.
     """
+    folder = expand(folder)
+    path = Path(os.path.abspath(folder))  # noqa: PTH100 (without "..", and links are kept)
+    place = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     try:
-        folder = folder.expanduser()
-        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if lexists(p))
         with tempfile.TemporaryDirectory(dir=place) as trial:  # fails in a file or a broken link
-            Path(trial, folder.absolute().relative_to(place)).mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError) as error:  # also ~nobody, a null byte
+            Path(trial, path.relative_to(place)).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder} cannot be written ({reason}): choose another --out") from None
     return folder
+
+
+def expand(path: Path) -> Path:
+    """The path with ``~`` expanded.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user: write ./{path} if it begins with ~") from None
 
 
 def _check_texts(argv: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from ultimus_ignite.commands.arguments import Arguments, parse
+from ultimus_ignite.commands.arguments import Arguments, expand, parse
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.run_directory import RunDirectory, title_of
 
@@ -23,7 +23,7 @@ class PlotArguments(Arguments):
 
 def main(prog: str, argv: Sequence[str]) -> None:
     """Redraw the curves and print the path of the picture."""
-    directory = RunDirectory(parse(PlotArguments, prog, argv).run)
+    directory = RunDirectory(expand(parse(PlotArguments, prog, argv).run))
     if not isfile(directory.history):  # noqa: PTH113 (False also for a name that is too long)
         raise UserError(f"{directory.history} not found: no run in {directory.path}")
 
