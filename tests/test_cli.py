@@ -1,5 +1,6 @@
 """The commands as a user meets them, in processes of their own."""
 
+import json
 import os
 import re
 import shutil
@@ -109,6 +110,26 @@ def test_a_folder_of_images_by_a_path_with_spaces_and_letters(tmp_path):
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "läuf 1" / "history.csv").exists()
+
+
+def test_a_folder_of_classes_alone_and_with_a_bad_file(tmp_path):
+    make_folder(tmp_path, images=10)
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "train" / "cat" / "bad\n.png").write_bytes(b"no image")
+    (tmp_path / "train" / "labels.csv").write_text("")
+    answer = call(
+        "train-cifar", "--data", "folder:train", "--data-dir", "cache", "--skip-unreadable",
+        "--epochs", 1, "--out", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    how = "the test images are a stratified fifth of all, drawn with seed 0"
+    assert re.fullmatch(rf"data: .* 1\d training and 4 test images of 2 classes; {how}", lines[0])
+    assert lines[1] == "passed over: 1 file or folder that is not an image (labels.csv)"
+    assert re.fullmatch(r"left out: 1 unreadable file \(.*/train/cat/bad .png\)", lines[2])
+    data = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
+    assert data["held_out"] == how
+    assert data["notes"] == lines[1:3]
 
 
 @pytest.mark.parametrize(

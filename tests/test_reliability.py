@@ -42,7 +42,7 @@ def images(n, classes=3):
 def use_images(monkeypatch):
     def use(train=20, test=7):
         data = ImageData.measure("random", ("a", "b", "c"), images(train), images(test))
-        monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: data)
+        monkeypatch.setattr("ultimus_ignite.build.load", lambda *spec, **options: data)
 
     use()
     return use

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import ultimus_ignite.run as module
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
-from ultimus_ignite.errors import Interrupted
+from ultimus_ignite.errors import DataError, Interrupted
 from ultimus_ignite.handlers import CheckpointError, CheckpointStore
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
@@ -33,7 +33,7 @@ def few_digits():
         test_labels=data.test_labels[:100],
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: few)
+        patch.setattr("ultimus_ignite.build.load", lambda *spec, **options: few)
         yield few
 
 
@@ -206,9 +206,48 @@ def test_resuming_with_another_number_of_processes_is_refused(finished, monkeypa
 
 def test_resuming_on_other_images_is_refused(finished, monkeypatch, few_digits):
     other = dataclasses.replace(few_digits, sha256="0" * 64)
-    monkeypatch.setattr("ultimus_ignite.build.load", lambda spec, data_dir: other)
+    monkeypatch.setattr("ultimus_ignite.build.load", lambda *spec, **options: other)
+    same_counts = "on other data: as many images as before, but other pixels or labels; restore"
+    with pytest.raises(CheckpointError, match=same_counts):
+        train(finished, resume=True)
+
+
+def test_resuming_after_images_were_added_or_removed_says_how_many(
+    finished, monkeypatch, few_digits
+):
+    other = dataclasses.replace(
+        few_digits,
+        name="folder:/new\nplace",
+        sha256="0" * 64,
+        train_images=few_digits.train_images[:299],
+        train_labels=few_digits.train_labels[:299],
+        val_images=few_digits.test_images,
+        val_labels=few_digits.test_labels,
+    )
+    monkeypatch.setattr("ultimus_ignite.build.load", lambda *spec, **options: other)
+    with pytest.raises(CheckpointError) as error:
+        train(finished, resume=True)
+    assert str(error.value) == (
+        f"{finished} was begun on other data: name: digits -> folder:/new place, "
+        "train images: 300 -> 299, val images: 0 -> 100; restore the data, or give another --out"
+    )
+
+    path = RunDirectory(finished).description
+    description = json.loads(path.read_text())
+    description["data"] = {key: description["data"][key] for key in ("name", "sha256")}
+    path.write_text(json.dumps(description))  # as version 0.1.0 wrote it
+    not_recorded = "299 train, 100 val, 100 test images now, how many there were is not recorded"
+    with pytest.raises(CheckpointError, match=not_recorded):
+        train(finished, resume=True)
+
+    path.write_text("{")
     with pytest.raises(CheckpointError, match="data_sha256"):
         train(finished, resume=True)
+
+
+def test_unreadable_files_may_be_skipped_by_a_run_that_is_resumed(finished, capsys):
+    train(finished, dataclasses.replace(RECIPE, skip_unreadable=True), resume=True)
+    assert "nothing left to do" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
@@ -240,7 +279,10 @@ def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
     _, directory = unbroken
     description = json.loads(directory.description.read_text())
     assert Recipe(**description["recipe"]) == RECIPE
-    assert description["data"] == {"name": "digits", "sha256": few_digits.sha256}
+    assert description["data"] == {
+        "name": "digits", "sha256": few_digits.sha256, "classes": 10,
+        "train": 300, "val": 0, "test": 100, "held_out": "", "notes": [],
+    }  # fmt: skip
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -279,6 +321,86 @@ def test_validation_images_judge_the_epochs_and_the_test_set_is_measured_once(
     assert same(weights(directory), dict(parts.model.eval().state_dict()))
     correct = sum((parts.model(x).argmax(1) == y).sum().item() for x, y in parts.test.batches)
     assert directory.read_status()["test_accuracy"] == correct / 100
+
+
+@pytest.fixture
+def with_validation(monkeypatch, few_digits):
+    """Digits with 60 validation images of their own; ``test``: whether there is a test set."""
+
+    def use(*, test):
+        data = dataclasses.replace(
+            few_digits,
+            train_images=few_digits.train_images[60:],
+            train_labels=few_digits.train_labels[60:],
+            val_images=few_digits.train_images[:60],
+            val_labels=few_digits.train_labels[:60],
+            held_out="drawn by lot",
+            notes=("one thing", "another"),
+        )
+        if not test:
+            data = dataclasses.replace(data, test_images=None, test_labels=None)
+        monkeypatch.setattr("ultimus_ignite.build.load", lambda *spec, **options: data)
+        return data
+
+    return use
+
+
+def accuracy(model, images, labels, data):
+    """Share of the images that a model is right on, normalised by hand."""
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (data.mean, data.std))
+    x = (images.float() / 255 - mean) / std
+    return (model.eval()(x).argmax(1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_validation_set_judges_the_epochs_and_a_test_set_is_measured_once(
+    tmp_path, capsys, with_validation, test
+):
+    data = with_validation(test=test)
+    history, directory = train(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    counts = (
+        "240 training, 60 validation and 100 test" if test else "240 training and 60 validation"
+    )
+    assert lines[0] == f"data: digits, {counts} images of 10 classes; drawn by lot"
+    assert lines[1:3] == ["one thing", "another"]
+    log = directory.log.read_text()
+    assert log.count("Validation set:") == 3
+    assert log.count("Test set:") == test
+    assert {"val_loss", "val_accuracy"} < history.rows[0].keys()
+    assert "test_loss" not in history.rows[0]
+
+    best = max(range(3), key=lambda epoch: history.rows[epoch]["val_accuracy"])
+    status = directory.read_status()
+    model = module.build(RECIPE).model
+    model.load_state_dict(weights(directory))
+    judged = accuracy(model, data.val_images, data.val_labels, data)
+    assert judged == pytest.approx(history.rows[best]["val_accuracy"])
+    if test:
+        tested = accuracy(model, data.test_images, data.test_labels, data)
+        assert status["test_accuracy"] == pytest.approx(tested)
+        assert "val_accuracy" not in status
+    else:
+        assert status["val_accuracy"] == pytest.approx(judged)
+        assert status["val_loss"] == history.rows[best]["val_loss"]
+        assert "test_accuracy" not in status
+    recorded = json.loads(directory.description.read_text())["data"]
+    assert {split: recorded[split] for split in data.counts} == data.counts
+    assert (recorded["held_out"], recorded["notes"]) == ("drawn by lot", ["one thing", "another"])
+
+
+def test_a_run_without_a_test_set_that_is_resumed_ends_as_the_unbroken_one(
+    tmp_path, monkeypatch, with_validation
+):
+    with_validation(test=False)
+    check_resume(tmp_path, monkeypatch, 7, RECIPE)
+
+
+def test_validation_images_are_not_held_out_where_there_are_some(tmp_path, with_validation):
+    with_validation(test=False)
+    with pytest.raises(DataError, match="60 validation images judge the epochs already"):
+        train(tmp_path / "run", dataclasses.replace(RECIPE, val_fraction=0.2))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_validation_that_is_resumed_ends_as_the_unbroken_one(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ultimus_ignite.checks import check_schedule, usable_device
@@ -47,15 +47,16 @@ class Parts:
     evaluator: Engine
     """Measures the model on ``evaluated`` after each epoch."""
     tester: Engine
-    """Measures the model on ``test`` at the end of the run, if training images are held out."""
+    """Measures the model on ``test`` at the end of the run, if there is a validation set."""
     stream: TrainingStream
-    test: Split
+    test: Split | None
+    """The test set; None if the data have none."""
     evaluated: Split
-    """The images that judge the epochs: held-out training images if any, else the test set."""
+    """The images that judge the epochs: the validation set if there is one, else the test set."""
 
     @property
-    def holds_out(self) -> bool:
-        """Whether training images are held out to judge the epochs."""
+    def validates(self) -> bool:
+        """Whether a validation set judges the epochs."""
         return self.evaluated is not self.test
 
 
@@ -73,7 +74,7 @@ def build(recipe: Recipe) -> Parts:
     """
     device = usable_device(recipe)
     find_model(recipe)  # reading the data takes longer
-    data = load(recipe.data, recipe.data_dir)
+    data = load(recipe.data, recipe.data_dir, skip_unreadable=recipe.skip_unreadable)
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
@@ -172,17 +173,16 @@ def create_scheduler(
 
 def create_batches(
     recipe: Recipe, data: ImageData, device: torch.device
-) -> tuple[TrainingStream, Split, Split]:
-    """Training batches, the test set, and the images that judge the epochs.
+) -> tuple[TrainingStream, Split | None, Split]:
+    """Training batches, the test set if there is one, and the images that judge the epochs.
 
     All images are moved to the device once, as uint8.
 
     Raises:
-        DataError: there are too few images for ``val_fraction``.
+        DataError: there are too few images for ``val_fraction``, or a validation set already.
     """
-    held_out = None
     if recipe.val_fraction:
-        data, *held_out = data.hold_out(recipe.val_fraction, recipe.seed)
+        data = data.hold_out(recipe.val_fraction, recipe.seed)
     normalize = Normalize(data.mean, data.std)
     augment = Augment(
         normalize,
@@ -200,11 +200,16 @@ def create_batches(
         augment=augment,
     )
 
-    def split(name: str, title: str, images: Tensor, labels: Tensor) -> Split:
-        batches = EvaluationBatches(
-            images.to(device), labels.to(device), batch_size=recipe.batch_size, normalize=normalize
-        )
-        return Split(name, title, batches)
-
-    test = split("test", "Test set", data.test_images, data.test_labels)
-    return stream, test, split("val", "Validation set", *held_out) if held_out else test
+    titles = {"val": "Validation set", "test": "Test set"}
+    splits = {}
+    for name, (images, labels) in data.splits.items():
+        if name in titles:
+            batches = EvaluationBatches(
+                images.to(device),
+                labels.to(device),
+                batch_size=recipe.batch_size,
+                normalize=normalize,
+            )
+            splits[name] = Split(name, titles[name], batches)
+    test = splits.get("test")
+    return stream, test, splits.get("val") or splits["test"]

@@ -44,7 +44,7 @@ class DataError(UserError, ValueError):
 
     def __init__(self, message: str) -> None:
         # A quoted message of another library, or a file name, may contain a line break.
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(one_line(message))
 
 
 class Interrupted(Exception):
@@ -53,3 +53,14 @@ class Interrupted(Exception):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"ended by {number.name}, everything is saved: --resume continues it")
         self.exit_code = 128 + number
+
+
+def one_line(text: str) -> str:
+    r"""Text that any terminal and any file takes as one line; what is not printable is escaped.
+
+    Example:
+        >>> one_line("a\nb \x1b[2J \udcff")
+        'a b \\x1b[2J \\udcff'
+    """
+    text = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ultimus_ignite.build import Parts
+from ultimus_ignite.errors import one_line
 from ultimus_ignite.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
@@ -17,11 +18,18 @@ PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 
 def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
-    device = parts.device
+    data, device = parts.data, parts.device
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "recipe": asdict(recipe),
-        "data": {"name": parts.data.name, "sha256": parts.data.sha256},
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "classes": len(data.classes),
+            **data.counts,
+            "held_out": data.held_out,
+            "notes": data.notes,
+        },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **versions},
@@ -30,7 +38,7 @@ def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
 
 
 def describe_data(recipe: Recipe, parts: Parts) -> str:
-    """The data that is really used, in one line; a line in capitals before it if not CIFAR-10.
+    """The data that are really used, in one line; other lines say what a user should know of them.
 
     Example:
         >>> from ultimus_ignite.build import build
@@ -39,17 +47,20 @@ def describe_data(recipe: Recipe, parts: Parts) -> str:
         'data: digits, 1437 training and 360 test images of 10 classes'
     """
     data = parts.data
-    training = f"{len(parts.stream.labels)} training"
-    if parts.holds_out:
-        training += f", {len(parts.evaluated.batches.labels)} validation"
-    counts = f"{training} and {len(data.test_images)} test images of {len(data.classes)} classes"
-    line = f"data: {data.name}, {counts}"
+    counts = [f"{len(parts.stream.labels)} training"]
+    if parts.validates:
+        counts.append(f"{len(parts.evaluated.batches.labels)} validation")
+    if parts.test:
+        counts.append(f"{len(parts.test.batches.labels)} test")
+    images = f"{', '.join(counts[:-1])} and {counts[-1]} images of {len(data.classes)} classes"
+    lines = [one_line("; ".join(filter(None, [f"data: {data.name}, {images}", data.held_out])))]
     if recipe.data == "auto" and data.name == "digits":
-        line = (
+        lines.insert(
+            0,
             f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
-            f"USING HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)\n{line}"
+            "USING HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)",
         )
-    return line
+    return "\n".join([*lines, *data.notes])
 
 
 def _git_revision() -> str | None:

@@ -70,6 +70,8 @@ class Recipe:
     """cifar10, digits, folder:DIR, ... (a wrong name lists all); auto: cifar10, or else digits."""
     data_dir: str = "~/.cache/ultimus-ignite"
     """Folder for downloads and decoded images."""
+    skip_unreadable: bool = False
+    """Leave out files of a folder that are not readable images."""
     epochs: int = 24
     """Passes over the training images."""
     batch_size: int = 512

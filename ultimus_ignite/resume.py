@@ -5,13 +5,14 @@ from dataclasses import asdict
 import ignite.distributed as idist
 
 from ultimus_ignite.build import Parts, create_scheduler
+from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
 # Fields that may differ when a run is resumed, because they do not change what is computed. The
 # epochs do; `restore_newest` checks them.
-MAY_CHANGE = {"data", "data_dir", "device", "checkpoint_every", "epochs"}
+MAY_CHANGE = {"data", "data_dir", "skip_unreadable", "device", "checkpoint_every", "epochs"}
 
 # The values of fields that an older checkpoint lacks: their defaults. If a default changes after
 # its field was added, the earlier default belongs here. CHANGELOG names every new field.
@@ -33,7 +34,12 @@ def restore_newest(
         CheckpointError: the checkpoint cannot be resumed.
         RecipeError: all epochs of the recipe are already done.
     """
-    checkpoint = checkpointer.load_newest()
+    try:
+        checkpoint = checkpointer.load_newest()
+    except CheckpointError as error:
+        if changes := _changes_of_data(parts, directory):
+            raise CheckpointError(f"{directory.path} was begun on other data: {changes}") from error
+        raise
     if checkpoint is None:
         return False
     epochs_before = checkpoint["trainer"]["max_epochs"]
@@ -53,6 +59,31 @@ def identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
     """The values that a checkpoint must share with the run that resumes it."""
     fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
     return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
+
+
+def _changes_of_data(parts: Parts, directory: RunDirectory) -> str:
+    """How the data differ from those that ``recipe.json`` describes, and what to do.
+
+    Empty if they do not differ or if the file does not tell.
+    """
+    try:
+        before = directory.read_description()["data"]
+        if before["sha256"] == parts.data.sha256:
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    data = parts.data
+    now = {"name": data.name, "classes": len(data.classes), **data.counts}
+    changed = [key for key in now if before.get(key, now[key]) != now[key]]
+    what = {split: f"{split} images" for split in data.counts}
+    changes = [f"{what.get(key, key)}: {before[key]} -> {now[key]}" for key in changed]
+    if "train" not in before:  # written by version 0.1.0
+        counts = ", ".join(f"{count} {split}" for split, count in data.counts.items())
+        changes.append(f"{counts} images now, how many there were is not recorded")
+    elif not changes:
+        changes.append("as many images as before, but other pixels or labels")
+    advice = "restore the data, or give another --out"
+    return one_line(f"{', '.join(changes)}; {advice}")
 
 
 def _what_extending_does(recipe: Recipe, epochs_before: int, parts: Parts) -> str:

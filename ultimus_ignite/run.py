@@ -134,20 +134,25 @@ def _train(parts: Parts, epochs: int) -> bool:
 def _test(
     parts: Parts, history: History, checkpointer: Checkpointer, logger: BatchLogger
 ) -> dict[str, float | None]:
-    """Loss and accuracy of the final weights on the test set.
+    """Loss and accuracy of the final weights on the test set; without one, on the validation set.
 
-    If training images are held out, the final weights are those of the best epoch, and the test set
-    is measured only here.
+    If there is a validation set, the final weights are those of the best epoch, and the test set is
+    measured only here.
     """
-    if not parts.holds_out:
-        return {name: history.rows[-1][name] for name in ("test_loss", "test_accuracy")}
+    measures = ("loss", "accuracy")
+    if not parts.validates:
+        return {f"test_{name}": history.rows[-1][f"test_{name}"] for name in measures}
     iteration, best = checkpointer.load_best()
     parts.model.load_state_dict(best["model"])
     epoch = iteration // parts.stream.epoch_length
-    logger.write(f"Epoch {epoch} was the best by validation; the test set is measured only now:")
+    line = f"Epoch {epoch} was the best by validation"
+    if parts.test is None:
+        logger.write(f"{line}; there is no test set")
+        return {f"val_{name}": history.rows[epoch - 1][f"val_{name}"] for name in measures}
+    logger.write(f"{line}; the test set is measured only now:")
     parts.tester.run(parts.test.batches)
     logger.report(parts.tester)
-    return {f"test_{name}": parts.tester.state.metrics[name] for name in ("loss", "accuracy")}
+    return {f"test_{name}": parts.tester.state.metrics[name] for name in measures}
 
 
 def _measured(history: History) -> dict[str, float]:

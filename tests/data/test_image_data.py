@@ -76,6 +76,26 @@ def test_malformed_data_is_refused(images: Tensor, labels: Tensor, expected: str
         measure(good, (images, labels))
     with pytest.raises(DataError, match=f"expected .*{expected}.*got .*{got}"):
         replace(measure(good, good), test_images=images, test_labels=labels)
+    with pytest.raises(DataError, match=f"^val, val .*expected .*{expected}.*got .*{got}"):
+        ImageData.measure("val", tuple("0123456789"), good, None, (images, labels))
+
+
+def test_the_hash_tells_a_validation_set_from_a_test_set() -> None:
+    train, one, other = random_set(5, seed=1), random_set(4, seed=2), random_set(3, seed=3)
+    pairs = [(one, None), (None, one), (one, other), (other, one), (other, None)]
+    classes = tuple("0123456789")
+    hashes = [ImageData.measure("x", classes, train, test, val).sha256 for test, val in pairs]
+    assert len(set(hashes)) == 5
+
+
+def test_training_images_alone_are_refused() -> None:
+    with pytest.raises(DataError, match="neither a test set nor a validation set"):
+        ImageData.measure("alone", tuple("0123456789"), (IMAGES, LABELS), None)
+
+
+def test_the_counts_are_those_of_the_splits() -> None:
+    data = ImageData.measure("x", tuple("0123456789"), random_set(5, 1), None, random_set(2, 2))
+    assert data.counts == {"train": 5, "val": 2, "test": 0}
 
 
 def test_data_cannot_be_swapped_under_its_hash() -> None:
@@ -98,14 +118,17 @@ def test_held_out_images_are_a_stratified_partition_that_the_seed_alone_decides(
     def numbers(images):
         return (256 * images[:, 0, 0, 0].int() + images[:, 0, 0, 1]).tolist()
 
-    rest, held_images, held_labels = data.hold_out(0.1, seed=1)
+    rest = data.hold_out(0.1, seed=1)
+    held_images, held_labels = rest.splits["val"]
     assert held_labels.bincount().tolist() == [10, 10, 10]
     assert sorted(numbers(held_images) + numbers(rest.train_images)) == list(range(300))
     assert held_labels.tolist() == [number % 3 for number in numbers(held_images)]
     assert rest.train_labels.tolist() == [number % 3 for number in numbers(rest.train_images)]
     assert rest.mean[0] == pytest.approx(rest.train_images[:, 0].double().mean().item() / 255)
-    assert numbers(data.hold_out(0.1, seed=1)[1]) == numbers(held_images)
-    assert numbers(data.hold_out(0.1, seed=2)[1]) != numbers(held_images)
+    assert numbers(data.hold_out(0.1, seed=1).val_images) == numbers(held_images)
+    assert numbers(data.hold_out(0.1, seed=2).val_images) != numbers(held_images)
+    with pytest.raises(DataError, match="30 validation images judge the epochs already: leave out"):
+        rest.hold_out(0.1, seed=1)
 
 
 def test_a_share_that_leaves_a_class_without_images_is_refused():

@@ -1,12 +1,15 @@
 """`folder:DIR`: what is decoded, what is cached, and what is refused."""
 
+import itertools
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from ultimus_ignite.data import decoder_processes
 from ultimus_ignite.data.image_data import DataError, ImageData
 from ultimus_ignite.data.image_folder import load_folder
 from ultimus_ignite.data.pixels import read_pixels
+from ultimus_ignite.errors import one_line
 
 NAMES = ["a.png", "b.jpg", "c.bmp", "d.gif", "e é.webp"]
 PLACES = [f"{split}/{name}" for split in ("train", "test") for name in ("cat", "dog")]
@@ -61,10 +65,10 @@ def assert_same(one: ImageData, other: ImageData) -> None:
         other.std,
     )
     assert one.sha256 == other.sha256
-    assert torch.equal(one.train_images, other.train_images)
-    assert torch.equal(one.train_labels, other.train_labels)
-    assert torch.equal(one.test_images, other.test_images)
-    assert torch.equal(one.test_labels, other.test_labels)
+    assert one.splits.keys() == other.splits.keys()
+    for split, (images, labels) in one.splits.items():
+        assert torch.equal(images, other.splits[split][0])
+        assert torch.equal(labels, other.splits[split][1])
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,17 +412,216 @@ def test_any_path_works_in_the_c_locale_and_without_slow_imports(
     run_script(PLAIN_START, strange, tmp_path / "Daten ü", LC_ALL="C")
 
 
+# Folders as they are
+
+
+@dataclass
+class Tree:
+    """A random folder of images, and what should be found in it.
+
+    An image is of one colour, its own number.
+    """
+
+    numbers: dict[str, dict[str, list[int]]]
+    """The images of each split and class, in the order of their paths."""
+    num_passed_over: int
+    bad: list[Path]
+
+
+def number_of(image: torch.Tensor) -> int:
+    assert (image == image[:, :1, :1]).all()
+    return int(image[0, 0, 0]) * 256 + int(image[1, 0, 0])
+
+
+LITTER = ["Thumbs.db", ".DS_Store", "labels.csv", "notes.txt", "a.json", "__MACOSX/", "@eaDir/"]
+DEEP = ["", "", "", "x/", "x/y/"]
+CLASSES = ["cat", "Größe", "a b", "new\nline", "x.y", "-rf", "猫", "test", "l'été", "2"]
+
+
+def grow(root: Path, draw: random.Random) -> Tree:
+    splits = draw.choice([["train", "test"], ["train", "val"], ["train", "val", "test"], [""]])
+    is_flat = splits == [""]
+    places = {split: draw.choice([split, split.upper(), f"{split}/{split}"]) for split in splits}
+    places = {"": "."} if is_flat else places
+    top = root if is_flat else root / draw.choice(["", "archive", "a/b"])
+    classes = sorted(draw.sample([c for c in CLASSES if c != "test" or not is_flat], k=3))
+    tree = Tree({split: {} for split in splits}, 0, [])
+    class_folders: list[Path] = []
+    count = itertools.count()
+    for split, name in itertools.product(splits, classes):
+        if split in ("val", "test") and name == classes[0] and draw.random() < 0.3:
+            continue  # absent
+        folder = top / places[split] / name
+        class_folders.append(folder)
+        stems = [f"{draw.choice('az')}{draw.randint(0, 999)}" for _ in range(5)]
+        files = {f"{deep}{stem}.png" for deep, stem in zip(DEEP, stems, strict=True)}
+        tree.numbers[split][name] = list(itertools.islice(count, len(files)))
+        for file, number in zip(sorted(files), tree.numbers[split][name], strict=True):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (1, 1), (number // 256, number % 256, 9)).save(folder / file)
+    for folder in [path for path in (root, *root.rglob("*")) if path.is_dir()]:
+        for litter in draw.sample(LITTER, k=draw.choice([0, 0, 1, 2])):
+            (folder / litter).mkdir() if litter.endswith("/") else (folder / litter).touch()
+            tree.num_passed_over += 1
+        if folder in class_folders and draw.random() < 0.3:
+            tree.bad.append(folder / f"bad{next(count)}.jpg")
+            tree.bad[-1].write_bytes(draw.choice([b"", b"no image"]))
+    return tree
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_random_folder_gives_the_images_that_were_put_there(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    root = tmp_path / "grown"
+    root.mkdir()
+    tree = grow(root, random.Random(seed))
+    if tree.bad:
+        with pytest.raises(DataError) as error:
+            load_folder(root, data_dir)
+        assert all(one_line(str(path)) in str(error.value) for path in sorted(tree.bad)[:1])
+        assert len(tree.bad) == 1 or f"{len(tree.bad)} files cannot be used" in str(error.value)
+        assert "--skip-unreadable" in str(error.value)
+    data = load_folder(root, data_dir, skip_unreadable=True)
+
+    found: dict[str, dict[str, list[int]]] = {}
+    for split, (images, labels) in data.splits.items():
+        for image, label in zip(images, labels, strict=True):
+            of_split = found.setdefault(split if tree.numbers.keys() != {""} else "", {})
+            of_split.setdefault(data.classes[label], []).append(number_of(image))
+    if tree.numbers.keys() == {""}:
+        assert data.held_out
+        assert len(data.splits["test"][1]) <= 3
+        found = {"": {name: sorted(numbers) for name, numbers in found[""].items()}}
+    assert found == tree.numbers
+
+    notes = "\n".join(data.notes)
+    counts = [int(count) for count in re.findall(r"passed over: (\d+)", notes)]
+    assert counts == [tree.num_passed_over] * bool(tree.num_passed_over)
+    counts = [int(count) for count in re.findall(r"left out: (\d+)", notes)]
+    assert counts == [len(tree.bad)] * bool(tree.bad)
+    absent = {
+        split: [name for name in data.classes if name not in found[split]]
+        for split in tree.numbers.keys() & {"val", "test"}
+    }
+    for split, names in absent.items():
+        assert (f"warning: {split} has no images of " in notes) == bool(names)
+        assert all(one_line(name) in notes for name in names)
+
+    forbid_decoding(monkeypatch)
+    again = load_folder(root, data_dir, skip_unreadable=True)
+    assert_same(again, data)
+    assert (again.notes, again.held_out) == (data.notes, data.held_out)
+
+
+@pytest.mark.parametrize("bad", ["train/cat", "test/dog"])
+def test_what_was_left_out_is_remembered_and_not_passed_in_silence(
+    folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    whole = load_folder(folder, data_dir)
+    for number in range(7):
+        (folder / bad / f"bad{number}.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^7 files cannot be used \(--skip-unr.*; and 2 more$"):
+        load_folder(folder, data_dir)
+    skipped = load_folder(folder, data_dir, skip_unreadable=True)
+    assert_same(skipped, whole)
+    assert len(skipped.notes) == 1
+    assert re.match(r"left out: 7 unreadable files \(.*bad4.jpg, and 2 more\)$", skipped.notes[0])
+    with pytest.raises(DataError, match="^7 files cannot be used"):
+        load_folder(folder, data_dir)
+    with monkeypatch.context() as patch:
+        forbid_decoding(patch)
+        assert load_folder(folder, data_dir, skip_unreadable=True).notes == skipped.notes
+
+    for path in (folder / bad).glob("bad*"):
+        path.unlink()
+    forbid_decoding(monkeypatch)
+    assert load_folder(folder, data_dir).notes == ()
+
+
+def test_all_unreadable_files_of_all_splits_are_counted_at_once(
+    folder: Path, data_dir: Path
+) -> None:
+    for place in PLACES:
+        (folder / place / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="^4 files cannot be used .*train/.*test/"):
+        load_folder(folder, data_dir)
+
+
+@pytest.mark.parametrize(("place", "lost"), [("train/dog", "train/dog"), ("test", "test")])
+def test_a_class_or_a_split_that_loses_all_its_images_is_refused(
+    folder: Path, data_dir: Path, place: str, lost: str
+) -> None:
+    for path in (folder / place).rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=f"no readable image is left in {lost}$"):
+        load_folder(folder, data_dir, skip_unreadable=True)
+
+
+def test_a_class_of_the_test_set_may_lose_all_its_images(folder: Path, data_dir: Path) -> None:
+    for path in (folder / "test/dog").iterdir():
+        path.write_bytes(b"")
+    for _ in range(2):
+        notes = load_folder(folder, data_dir, skip_unreadable=True).notes
+        assert notes[1] == "warning: test has no images of dog: 0 of 0 are right there"
+
+
+def test_a_validation_set_is_not_the_same_data_as_a_test_set(folder: Path, data_dir: Path) -> None:
+    before = load_folder(folder, data_dir)
+    (folder / "test").rename(folder / "val")
+    after = load_folder(folder, data_dir)
+    assert after.test_images is None
+    assert after.val_images is not None
+    assert torch.equal(after.val_images, before.splits["test"][0])
+    assert after.sha256 != before.sha256
+    (folder / "val").rename(folder / "test")
+    assert load_folder(folder, data_dir).sha256 == before.sha256
+
+
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\nb.png", b"\x1b[2J.png"])
+def test_a_file_may_have_any_name(folder: Path, data_dir: Path, name: bytes) -> None:
+    before = load_folder(folder, data_dir)
+    (folder / "train/dog/e é.webp").rename(folder / "train/dog" / os.fsdecode(b"f" + name))
+    assert_same(load_folder(folder, data_dir), before)
+    (folder / "train/dog" / os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(DataError, match="an empty file") as error:
+        load_folder(folder, data_dir)
+    (note,) = load_folder(folder, data_dir, skip_unreadable=True).notes
+    assert str(error.value).isprintable()
+    assert note.isprintable()
+
+
+def test_a_class_whose_name_is_no_text_is_refused_before_decoding(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        (folder / split / "dog").rename(folder / split / os.fsdecode(b"d\xff"))
+    forbid_decoding(monkeypatch)
+    with pytest.raises(DataError, match=r"train/d\\udcff: the name of a class must be text"):
+        load_folder(folder, data_dir)
+
+
+def test_one_class_is_refused_before_decoding(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "dog")
+    forbid_decoding(monkeypatch)
+    with pytest.raises(DataError, match="a classifier needs two classes, found cat"):
+        load_folder(folder, data_dir)
+
+
 # What is refused
 
 
 def missing(root: Path) -> Path:
     shutil.rmtree(root)
-    return root / "train"
+    return root
 
 
 def without_test(root: Path) -> Path:
     shutil.rmtree(root / "test")
-    return root / "test"
+    return root
 
 
 def without_classes(root: Path) -> Path:
@@ -430,12 +633,12 @@ def without_classes(root: Path) -> Path:
 def file_for_split(root: Path) -> Path:
     shutil.rmtree(root / "train")
     (root / "train").write_text("")
-    return root / "train"
+    return root
 
 
 def file_for_class(root: Path) -> Path:
-    (root / "train/labels.csv").write_text("")
-    return root / "train/labels.csv"
+    shutil.copy(root / "train/cat/a.png", root / "train/f.png")
+    return root / "train/f.png"
 
 
 def empty_class(root: Path) -> Path:
@@ -443,11 +646,6 @@ def empty_class(root: Path) -> Path:
         path.unlink()
     (root / "train/dog/.keep").write_text("")
     return root / "train/dog"
-
-
-def folder_for_image(root: Path) -> Path:
-    (root / "test/cat/more.png").mkdir()
-    return root / "test/cat/more.png"
 
 
 def broken_link(root: Path) -> Path:
@@ -490,16 +688,15 @@ def empty_image(root: Path) -> Path:
     ("spoil", "reason"),
     [
         (missing, "No such file or directory; expected DIR/train/<class>/"),
-        (without_test, "No such file or directory; expected DIR/train/<class>/"),
+        (without_test, "no test or val folder, found train; expected DIR/train/<class>/"),
         (without_classes, "expected a folder for each class, got an empty folder"),
-        (file_for_split, "Not a directory; expected DIR/train/<class>/"),
+        (file_for_split, "no train folder, found test; expected DIR/train/<class>/"),
         (file_for_class, "expected a class folder, got a file"),
         (empty_class, "expected images, got an empty folder"),
-        (folder_for_image, "expected an image file, got a folder"),
-        (broken_link, "expected an image file, got a broken link"),
+        (broken_link, "expected an image, got a broken link"),
         (circular_link, "Too many levels of symbolic links; expected DIR"),
-        (named_pipe, "expected an image file, got a broken link or special file"),
-        (other_classes, "train and test must have the same classes; only one has dog, wolf"),
+        (named_pipe, "expected an image, got a pipe or other special file"),
+        (other_classes, "test has a class that train lacks (wolf)"),
         (text_for_image, "not a readable image"),
         (cut_image, "not a readable image"),
         (empty_image, "not a readable image"),

@@ -72,7 +72,7 @@ def test_digits_keep_one_stratified_split() -> None:
 def test_a_folder_is_found_from_home_and_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("train/a", "test/a"):
+    for place in ("train/a", "test/a", "train/b", "test/b"):
         (tmp_path / "set" / place).mkdir(parents=True)
         Image.new("RGB", (32, 32), "red").save(tmp_path / "set" / place / "red.png")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -127,6 +127,14 @@ def test_the_numbers_of_classes_are_those_of_the_data(tmp_path: Path) -> None:
     assert {name: count_classes(name, tmp_path) for name in ("cifar10", "cifar100", "auto")} == {
         "cifar10": 10, "cifar100": 100, "auto": 10,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["folder", "data_dir"])
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path, wrong: str) -> None:
+    paths = {"folder": "images", "data_dir": "cache"} | {wrong: "d\udcff"}
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"d\\+udcff'?: not UTF-8: rename it"):
+        load(f"folder:{tmp_path / paths['folder']}", tmp_path / paths["data_dir"])
 
 
 def test_a_home_that_is_nobodys_is_refused(tmp_path: Path) -> None:

@@ -44,8 +44,10 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
             recipe = replace(arguments.recipe, seed=seed)
             run(recipe, directory, extend_epochs=arguments.extend_epochs)
-            accuracies[seed] = float(directory.read_status()["test_accuracy"])
-    print(table(accuracies))
+            status = directory.read_status()
+            split = "test" if "test_accuracy" in status else "val"
+            accuracies[seed] = float(status[f"{split}_accuracy"])
+    print(table(accuracies, split))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -74,7 +76,7 @@ def half_interval(values: Sequence[float]) -> float:
     return float(quantile * statistics.stdev(values) / len(values) ** 0.5)
 
 
-def table(accuracies: Mapping[int, float]) -> str:
+def table(accuracies: Mapping[int, float], split: str = "test") -> str:
     """One line per seed, then mean, standard deviation of a run, and 95 % interval of the mean.
 
     Example:
@@ -93,4 +95,4 @@ def table(accuracies: Mapping[int, float]) -> str:
         half = half_interval(values)
         summary += f", standard deviation {statistics.stdev(values):.2f} %"
         summary += f", 95 % interval of the mean {mean - half:.2f} to {mean + half:.2f} %"
-    return "\n".join(["  seed  test accuracy", *rows, summary])
+    return "\n".join([f"  seed  {split:>4} accuracy", *rows, summary])

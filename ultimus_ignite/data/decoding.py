@@ -94,8 +94,9 @@ def _count_cores() -> int:
 
 def _explain(unreadable: list[str]) -> str:
     """One line on files that are not images, each given as its path and the reason."""
-    named = "; ".join(unreadable[:_NAMED])
     if len(unreadable) == 1:
-        return named
+        return f"{unreadable[0]}; --skip-unreadable leaves it out"
+    named = "; ".join(unreadable[:_NAMED])
     more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-    return f"{len(unreadable)} files cannot be used: {named}{more}"
+    count = f"{len(unreadable)} files cannot be used (--skip-unreadable leaves them out)"
+    return f"{count}: {named}{more}"

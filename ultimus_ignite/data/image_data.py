@@ -1,4 +1,4 @@
-"""The data of a run: four checked tensors, with the names of the classes and the statistics.
+"""The data of a run: checked tensors, with the names of the classes and the statistics.
 
 N: number of images; images are always (N, 3, 32, 32), RGB.
 """
@@ -19,7 +19,7 @@ IMAGE_SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageData:
-    """A training set and a test set, in host memory.
+    """A training set with a test set, a validation set or both, in host memory.
 
     Raises:
         DataError: a tensor's dtype or shape, a count or a label is not as stated below.
@@ -43,20 +43,45 @@ class ImageData:
     """uint8 (N, 3, 32, 32), N > 0. If cached: a private memory map of the file, read on use."""
     train_labels: Tensor
     """int64 (N,), 0 to ``len(classes) - 1``."""
-    test_images: Tensor
-    """As ``train_images``."""
-    test_labels: Tensor
-    """As ``train_labels``."""
+    test_images: Tensor | None
+    """As ``train_images``; None if there is no test set."""
+    test_labels: Tensor | None
+    """As ``train_labels``; None if there is no test set."""
     mean: tuple[float, float, float]
     """Mean of the training images per channel; the full range of a pixel is 0 to 1."""
     std: tuple[float, float, float]
     """Population standard deviation, otherwise as ``mean``."""
     sha256: str
-    """Hash of the four tensors and their shapes, in hex; it identifies the data of a run."""
+    """Hash of the tensors and their shapes, in hex; it identifies the data of a run."""
+    val_images: Tensor | None = None
+    """As ``train_images``; they judge the epochs. None: the test set does."""
+    val_labels: Tensor | None = None
+    """As ``train_labels``; None if there is no validation set."""
+    held_out: str = ""
+    """How the test set was drawn from the other images, in words; empty if it came by itself."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know of the data, one line each: what was left out or is missing."""
 
     def __post_init__(self) -> None:
-        _check(f"{self.name}, train", self.train_images, self.train_labels, len(self.classes))
-        _check(f"{self.name}, test", self.test_images, self.test_labels, len(self.classes))
+        for split, (images, labels) in self.splits.items():
+            _check(f"{self.name}, {split}", images, labels, len(self.classes))
+        if len(self.splits) == 1:
+            raise DataError(f"{self.name}: neither a test set nor a validation set")
+
+    @property
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Images and labels of ``train``, ``val`` and ``test``, as far as there are any."""
+        splits = {"train": (self.train_images, self.train_labels)}
+        if self.val_images is not None and self.val_labels is not None:
+            splits["val"] = self.val_images, self.val_labels
+        if self.test_images is not None and self.test_labels is not None:
+            splits["test"] = self.test_images, self.test_labels
+        return splits
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images of ``train``, ``val`` and ``test``."""
+        return {"train": 0, "val": 0, "test": 0} | {k: len(v[1]) for k, v in self.splits.items()}
 
     @classmethod
     def measure(
@@ -64,7 +89,8 @@ class ImageData:
         name: str,
         classes: tuple[str, ...],
         train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor] | None,
+        val: tuple[Tensor, Tensor] | None = None,
     ) -> "ImageData":
         """Compute ``mean``, ``std`` and ``sha256``.
 
@@ -72,7 +98,8 @@ class ImageData:
             name: as the field.
             classes: as the field.
             train: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
-            test: as ``train``.
+            test: as ``train``; None if there is no test set.
+            val: as ``train``; None if there is no validation set.
 
         Returns:
             The checked and measured data.
@@ -80,37 +107,57 @@ class ImageData:
         Raises:
             DataError: as in the class.
         """
+        test_images, test_labels = test or (None, None)
+        val_images, val_labels = val or (None, None)
         # The data are checked first: the statistics need at least one image of the right shape.
-        checked = cls(name, classes, *train, *test, mean=(0, 0, 0), std=(1, 1, 1), sha256="")
+        checked = cls(
+            name,
+            classes,
+            *train,
+            test_images,
+            test_labels,
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+            sha256="",
+            val_images=val_images,
+            val_labels=val_labels,
+        )
         mean, std = _statistics(train[0])
         digest = hashlib.sha256()
-        for tensor in (*train, *test):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
+        for split, tensors in checked.splits.items():
+            if split == "val":  # the same images as a test set are other data
+                digest.update(b"val")
+            for tensor in tensors:
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().data)
         return replace(checked, mean=mean, std=std, sha256=digest.hexdigest())
 
-    def hold_out(self, fraction: float, seed: int) -> tuple["ImageData", Tensor, Tensor]:
-        """Hold out a share of each class's training images, for validation.
+    def hold_out(self, fraction: float, seed: int) -> "ImageData":
+        """Hold out a share of each class's training images, as the validation set.
 
         Args:
             fraction: share of the training images, in (0, 1).
             seed: decides which images are held out.
 
         Returns:
-            The rest, with its own mean and std, and the images and labels that are held out.
+            The same data with fewer training images, their mean and std, and a validation set; the
+            ``sha256`` is still that of the source.
 
         Raises:
-            DataError: a class would have no image in one of the two parts.
+            DataError: there is a validation set already, or a class would have no image in one of
+                the two parts.
 
         Example:
             >>> images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2
             >>> data = ImageData.measure("black", ("a", "b"), (images, labels), (images, labels))
-            >>> rest, _, held_out = data.hold_out(0.25, seed=1)
-            >>> rest.train_labels.bincount().tolist(), held_out.bincount().tolist()
-            ([3, 3], [1, 1])
+            >>> data.hold_out(0.25, seed=1).counts
+            {'train': 6, 'val': 2, 'test': 8}
         """
         from sklearn.model_selection import train_test_split  # 1 s, which most runs do not need
 
+        if self.val_images is not None:
+            reason = f"its {len(self.val_images)} validation images judge the epochs already"
+            raise DataError(f"{self.name}: {reason}: leave out --val-fraction")
         try:
             kept, held_out = train_test_split(
                 torch.arange(len(self.train_labels)).numpy(),
@@ -120,11 +167,17 @@ class ImageData:
             )
         except ValueError as error:
             raise DataError(f"{self.name}: val_fraction {fraction} does not fit: {error}") from None
-        kept, held_out = torch.from_numpy(kept), torch.from_numpy(held_out)
         images, labels = self.train_images[kept], self.train_labels[kept]
         mean, std = _statistics(images)
-        rest = replace(self, train_images=images, train_labels=labels, mean=mean, std=std)
-        return rest, self.train_images[held_out], self.train_labels[held_out]
+        return replace(
+            self,
+            train_images=images,
+            train_labels=labels,
+            mean=mean,
+            std=std,
+            val_images=self.train_images[held_out],
+            val_labels=self.train_labels[held_out],
+        )
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

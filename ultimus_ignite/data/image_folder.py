@@ -1,34 +1,31 @@
 """`folder:DIR`: images of any format and size, decoded once to 32x32 and cached."""
 
 import hashlib
-import json
 import os
-import warnings
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ultimus_ignite.data.image_data import IMAGE_SHAPE, DataError, ImageData
+from ultimus_ignite.data.class_names import check_class_names
+from ultimus_ignite.data.folder_cache import FolderCache
+from ultimus_ignite.data.image_data import IMAGE_SHAPE, ImageData
+from ultimus_ignite.data.layout import EXPECTED, Classes, find_layout
 from ultimus_ignite.data.reuse import Bytes, decode_changed, mark_files
-from ultimus_ignite.data.scratch import scratch_folder
+from ultimus_ignite.data.walk import describe_passed_over
+from ultimus_ignite.errors import DataError, one_line
 
-Split = dict[str, list[os.DirEntry[str]]]
-"""The files of each class, both sorted by name."""
-
-_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_NAMED = 5  # of what a note counts
 
 
-def load_folder(root: Path, data_dir: Path) -> ImageData:
-    """Read ``root/train/<class>/*`` and ``root/test/<class>/*``.
+def load_folder(root: Path, data_dir: Path, *, skip_unreadable: bool = False) -> ImageData:
+    """Read a folder of images in one of the layouts of `ultimus_ignite.data.layout`.
 
-    Classes and files are sorted by name; hidden ones (leading dot) are ignored. An image is what a
-    viewer shows of it on white, resized to 32x32 whatever its aspect ratio; see
-    `ultimus_ignite.data.pixels`.
+    Classes and files are sorted by name. An image is what a viewer shows of it on white, resized
+    to 32x32 whatever its aspect ratio; see `ultimus_ignite.data.pixels`.
 
     The tensors are cached in ``data_dir/cache``, in one file per folder. The next call maps that
     file into memory instead of decoding, as long as every image has its old name, size and times.
@@ -37,134 +34,88 @@ def load_folder(root: Path, data_dir: Path) -> ImageData:
     Args:
         root: absolute path of the folder.
         data_dir: folder of the cache; if it cannot be written, there is a warning.
+        skip_unreadable: leave out what is not a readable image.
 
     Returns:
-        The decoded images, named ``folder:ROOT``.
+        The decoded images, named ``folder:ROOT``; its notes say what was passed over or left out.
 
     Raises:
-        DataError: a folder or file is missing, unreadable or not in the layout above.
+        DataError: a folder or file is missing, unreadable or in none of the layouts.
     """
     try:
-        train, test = _list_split(root / "train"), _list_split(root / "test")
-        marks = [mark_files(_paths(split)) for split in (train, test)]
+        layout = find_layout(root)
+        classes = check_class_names(layout.splits, root)
+        paths = [p for split in layout.splits.values() for files in split.values() for p in files]
+        marks = mark_files(paths)
     except OSError as error:
-        layout = "expected DIR/train/<class>/* and DIR/test/<class>/*"
-        raise DataError(f"{error.filename}: {error.strerror}; {layout}") from error
-    if train.keys() != test.keys():
-        odd = ", ".join(sorted(train.keys() ^ test.keys())[:5])
-        raise DataError(f"{root}: train and test must have the same classes; only one has {odd}")
+        raise DataError(f"{error.filename}: {error.strerror}; {EXPECTED}") from error
 
-    name, classes = f"folder:{root}", tuple(train)
-    fingerprint = _fingerprint(train, test, marks)
+    name = f"folder:{root}"
+    fingerprint = hashlib.sha256(marks.tobytes()).hexdigest()  # of the paths, so of the layout, too
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    cache = data_dir / "cache" / f"folder-{key}.safetensors"
-    data = _read_cache(cache, fingerprint, name, classes)
-    if data is None:
-        known = _read_known(cache)
-        train_part, test_part = map(partial(_decode_split, known=known), (train, test), marks)
-        data = ImageData.measure(name, classes, train_part, test_part)
-        _write_cache(cache, fingerprint, data, np.concatenate(marks))
-    return data
+    cache = FolderCache(data_dir / "cache" / f"folder-{key}.safetensors")
+    data = cache.read(fingerprint, name, classes, layout.splits)
+    kept = np.ones(len(paths), dtype=bool)
+    if data is not None and sum(data.counts.values()) < len(paths):
+        kept = _is_among(marks, cache.read_known()[0])
+    if data is None or not (skip_unreadable or kept.all()):
+        known = cache.read_known()
+        side = IMAGE_SHAPE[1]
+        images, kept = decode_changed(paths, marks, side, known, skip_unreadable=skip_unreadable)
+        data = _assemble(name, classes, layout.splits, images, kept)
+        cache.write(fingerprint, data, marks[kept])
+    left_out = [paths[index] for index in np.flatnonzero(~kept).tolist()]
+    notes = _describe(layout.passed_over, left_out, data)
+    return replace(data, held_out=layout.held_out, notes=notes)
 
 
-def _list_split(folder: Path) -> Split:
-    """The classes of one split and their files."""
-    split: Split = {}
-    for entry in _visible(folder):
-        if not entry.is_dir():
-            raise DataError(f"{entry.path}: expected a class folder, got a file")
-        split[entry.name] = files = _visible(entry.path)
-        if not files:
-            raise DataError(f"{entry.path}: expected images, got an empty folder")
-        for file in files:
-            if not file.is_file():  # a named pipe would block the decoder for ever
-                found = "a folder" if file.is_dir() else "a broken link or special file"
-                raise DataError(f"{file.path}: expected an image file, got {found}")
-    if not split:
-        raise DataError(f"{folder}: expected a folder for each class, got an empty folder")
-    return split
+def _is_among(marks: Bytes, known: Bytes) -> NDArray[np.bool_]:
+    """Whether each mark is known, bool (N,)."""
+    rows = {mark.tobytes() for mark in known}
+    return np.array([mark.tobytes() in rows for mark in marks])
 
 
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """The entries of a folder that are not hidden, by name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    except ValueError as error:  # a null byte, or half of a surrogate pair
-        raise DataError(f"{str(folder)!r}: not a path: {error}") from error
+def _assemble(
+    name: str,
+    classes: tuple[str, ...],
+    splits: Mapping[str, Classes],
+    images: Bytes,
+    kept: NDArray[np.bool_],
+) -> ImageData:
+    """Divide the images by split and label them.
+
+    Args:
+        name: as in `ImageData`.
+        classes: as in `ImageData`.
+        splits: N files.
+        images: uint8 (M, 3, 32, 32), in the order of the files.
+        kept: bool (N,), which files are images; M of them.
+    """
+    parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for split, files in splits.items():
+        sizes = [len(paths) for paths in files.values()]
+        labels = np.repeat([classes.index(class_name) for class_name in files], sizes)
+        of_split, kept = np.split(kept, [len(labels)])
+        labels = labels[of_split]
+        its_images, images = np.split(images, [len(labels)])
+        lost = [c for c in files if split == "train" and classes.index(c) not in labels]
+        if lost or not len(labels):
+            raise DataError(f"{name}: no readable image is left in {'/'.join([split, *lost[:1]])}")
+        parts[split] = torch.from_numpy(its_images), torch.from_numpy(labels)
+    return ImageData.measure(name, classes, parts["train"], parts.get("test"), parts.get("val"))
 
 
-def _paths(split: Split) -> list[str]:
-    return [file.path for files in split.values() for file in files]
-
-
-def _fingerprint(train: Split, test: Split, marks: list[Bytes]) -> str:
-    """A hash that changes when a file is added, removed, renamed or changed."""
-    digest = hashlib.sha256()
-    for split, its_marks in zip((train, test), marks, strict=True):
-        for class_name, files in split.items():
-            digest.update(b"%b\0%d\0" % (os.fsencode(class_name), len(files)))
-        digest.update(its_marks.tobytes())
-    return digest.hexdigest()
-
-
-def _decode_split(split: Split, marks: Bytes, known: tuple[Bytes, Bytes]) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,)."""
-    labels = [label for label, files in enumerate(split.values()) for _ in files]
-    images, _ = decode_changed(_paths(split), marks, IMAGE_SHAPE[1], known)
-    return torch.from_numpy(images), torch.tensor(labels)
-
-
-def _seal(fingerprint: str, summary: str) -> str:
-    """A hash that ties a cache to the state of its folder, and detects a damaged summary."""
-    return hashlib.sha256(f"{fingerprint} {summary}".encode()).hexdigest()
-
-
-def _read_cache(
-    cache: Path, fingerprint: str, name: str, classes: tuple[str, ...]
-) -> ImageData | None:
-    """The cached tensors, mapped copy-on-write; None if there is no valid, current cache."""
-    try:
-        with safe_open(cache, framework="pt") as file:  # checks header and size
-            metadata = file.metadata()
-            summary = metadata["summary"]
-            if metadata["seal"] != _seal(fingerprint, summary):
-                return None
-            tensors = {key: file.get_tensor(key) for key in _TENSORS}
-        mean, std, sha256 = json.loads(summary)
-        return ImageData(name, classes, mean=tuple(mean), std=tuple(std), sha256=sha256, **tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, DataError):
-        return None
-
-
-def _read_known(cache: Path) -> tuple[Bytes, Bytes]:
-    """The marks and images of an outdated cache; none of either if there is no valid one."""
-    try:
-        with safe_open(cache, framework="np") as file:
-            marks = file.get_tensor("marks")
-            images = np.concatenate([file.get_tensor(f"{s}_images") for s in ("train", "test")])
-        if (len(marks), *IMAGE_SHAPE) == images.shape:
-            return marks, images
-    except (OSError, SafetensorError, ValueError):
-        pass
-    return np.empty((0, 0), np.uint8), np.empty((0, *IMAGE_SHAPE), np.uint8)
-
-
-def _write_cache(cache: Path, fingerprint: str, data: ImageData, marks: Bytes) -> None:
-    """Replace the cache in one step, or warn."""
-    summary = json.dumps([data.mean, data.std, data.sha256])
-    metadata = {"summary": summary, "seal": _seal(fingerprint, summary)}
-    try:
-        with scratch_folder(cache.parent) as scratch:
-            temporary = scratch / cache.name
-            with temporary.open("xb") as file:
-                tensors = {key: getattr(data, key) for key in _TENSORS}
-                tensors["marks"] = torch.from_numpy(marks)
-                file.write(save(tensors, metadata))
-                # Without fsync, a power cut could leave zeros that no check of the header shows.
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(cache)
-    except OSError as error:
-        reason = f"{cache}: cannot be written ({error.strerror})"
-        warnings.warn(f"{reason}; the images will be decoded again next time", stacklevel=3)
+def _describe(passed_over: list[str], left_out: list[str], data: ImageData) -> tuple[str, ...]:
+    """One line each on what is passed over, what is left out, and classes without images."""
+    lines = [describe_passed_over(passed_over)] if passed_over else []
+    if left_out:
+        count = f"{len(left_out)} unreadable {'file' if len(left_out) == 1 else 'files'}"
+        more = f", and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        lines.append(f"left out: {count} ({', '.join(left_out[:_NAMED])}{more})")
+    for split, (_, labels) in data.splits.items():
+        counts = labels.bincount(minlength=len(data.classes)).tolist()
+        absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+        if absent:
+            named = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
+            lines.append(f"warning: {split} has no images of {named}: 0 of 0 are right there")
+    return tuple(map(one_line, lines))

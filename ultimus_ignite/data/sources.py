@@ -51,18 +51,19 @@ SOURCES = {
 """The data sets that a spec may name."""
 
 
-def load(spec: str, data_dir: Path | str) -> "ImageData":
+def load(spec: str, data_dir: Path | str, *, skip_unreadable: bool = False) -> "ImageData":
     """Load a data set into memory.
 
     Args:
         spec: one of
 
             - a key of `SOURCES`.
-            - ``folder:DIR``: ``DIR/train/<class>/*`` and ``DIR/test/<class>/*``; see
-              `ultimus_ignite.data.image_folder.load_folder`.
+            - ``folder:DIR``: ``DIR/train/<class>/*`` with ``DIR/test``, ``DIR/val`` or both, or
+              ``DIR/<class>/*``; see `ultimus_ignite.data.layout.find_layout`.
             - ``auto``: ``cifar10`` if it is present or can be downloaded, else ``digits``. Damaged
               data is an error.
         data_dir: folder for downloads and caches, made if needed. Data in it is never deleted.
+        skip_unreadable: leave out files of a ``folder:`` that are not readable images.
 
     Returns:
         The data; its ``name`` says which source ``auto`` took.
@@ -82,7 +83,8 @@ def load(spec: str, data_dir: Path | str) -> "ImageData":
     if spec.startswith("folder:"):
         from ultimus_ignite.data.image_folder import load_folder
 
-        return load_folder(_absolute(spec.removeprefix("folder:")), data_dir)
+        root = _absolute(spec.removeprefix("folder:"))
+        return load_folder(root, data_dir, skip_unreadable=skip_unreadable)
     if spec == "auto":
         from ultimus_ignite.data.cifar import UnobtainableError
 
