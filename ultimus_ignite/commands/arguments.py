@@ -86,7 +86,9 @@ def parse(
     except SystemExit as end:
         if end.code != ExitCode.BAD_INPUT:
             raise
-    raise UserError(_without_frame(complaint.getvalue()))
+    # A check of several flags stands in a class, whose name says nothing to the user.
+    complaint_of_class = "^Error parsing [A-Za-z]+: "
+    raise UserError(re.sub(complaint_of_class, "", _without_frame(complaint.getvalue())))
 
 
 def parse_recipe(
