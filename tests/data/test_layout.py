@@ -99,6 +99,7 @@ def test_a_class_of_val_or_test_without_images_is_as_if_absent(tmp_path: Path) -
         ([], "expected a folder for each class, got an empty folder; expected DIR/train/<class>"),
         (["train/cat/1", "Train/cat/1", "test/cat/1"], "Train and train both mean train: rename"),
         (["train/cat/1", "val/cat/1", "valid/cat/1"], "val and valid both mean val: rename"),
+        (["train/cat/1", "tets/cat/1"], "no test or val folder, found tets, train; expected DIR"),
         (["test/cat/1", "val/cat/1"], "no train folder, found test, val; expected DIR/train"),
         (["cat/1", "dog/1", "test/cat/1"], "no train folder, found cat, dog, test; expected DIR"),
         (["tran/cat/1", "test/cat/1"], "no train folder, found test, tran; expected DIR/train"),

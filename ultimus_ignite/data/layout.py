@@ -55,10 +55,8 @@ def find_layout(root: Path) -> Layout:
     top = _find_top(walk, walk.list_folder(root))
     folders = _split_folders(walk, top)
     if folders:
-        if "train" not in folders:
-            found = ", ".join(Path(path).name for path in top.folders[:5])
-            raise DataError(f"{top.path}: no train folder, found {found}; {EXPECTED}")
         others = [path for path in top.folders if path not in folders.values()]
+        _check_splits(top, folders, others)
         walk.passed_over.update(others, top.files)
         in_order = sorted(folders, key=SPLITS.index)
         splits = {split: _read_split(walk, folders[split], split, top.path) for split in in_order}
@@ -103,6 +101,15 @@ def _split_folders(walk: Walk, listing: Listing) -> dict[str, str]:
 def _split_of(path: str) -> str:
     """The split that a folder's name stands for; empty if none."""
     return _NAMES.get(Path(path).name.casefold(), "")
+
+
+def _check_splits(top: Listing, folders: dict[str, str], others: list[str]) -> None:
+    """Raise `DataError` without a training set, or if a folder may be a misspelt test set."""
+    found = ", ".join(Path(path).name for path in top.folders[:5])
+    if "train" not in folders:
+        raise DataError(f"{top.path}: no train folder, found {found}; {EXPECTED}")
+    if len(folders) == 1 and others:
+        raise DataError(f"{top.path}: no test or val folder, found {found}; {EXPECTED}")
 
 
 def _read_split(walk: Walk, folder: str, split: str, top: str) -> Classes:
