@@ -4,6 +4,7 @@ from ultimus_ignite.handlers.batch_logger import BatchLogger
 from ultimus_ignite.handlers.checkpointer import Checkpointer
 from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 from ultimus_ignite.handlers.curve_renderer import CurveRenderer
+from ultimus_ignite.handlers.early_end import EarlyEnd
 from ultimus_ignite.handlers.graceful_stop import GracefulStop
 from ultimus_ignite.handlers.history import History
 from ultimus_ignite.handlers.lr_finder import LRFinder, LRFinderError
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointStore",
     "Checkpointer",
     "CurveRenderer",
+    "EarlyEnd",
     "GracefulStop",
     "History",
     "LRCurve",

@@ -29,7 +29,8 @@ class CurveRenderer(Attachable):
         history: its rows and rates are drawn.
         path: the PNG to write.
         title: text above the panels.
-        writer: a tensorboardX ``SummaryWriter`` that also gets the picture, as ``curves``.
+        writer: its ``add_image`` also gets the picture, as ``curves``; for example a tensorboardX
+            ``SummaryWriter``.
 
     Example:
         >>> import tempfile, torch

@@ -24,6 +24,11 @@ class GracefulStop(Attachable):
     signal outside a run of the engine, also after an exception ended the run. The `DataLoader`
     workers of the engine and its evaluators survive the first signal, see `SparingLoader`.
 
+    SIGHUP comes from a terminal that is closed, and may come more than once or along with SIGTERM
+    (systemd sends both): it never counts as the second signal, nor makes the next one the second.
+    A signal that is ignored when the run starts stays ignored: SIGHUP under ``nohup``, SIGINT in a
+    background job of a shell script.
+
     =======================  =============
     Event                    Method
     =======================  =============
@@ -32,7 +37,7 @@ class GracefulStop(Attachable):
     ``ITERATION_COMPLETED``  `end_iteration`
     ``EPOCH_COMPLETED``      `end_epoch`
     ``INTERRUPT``            `pause`
-    ``TERMINATE``            `close`
+    ``TERMINATE``            `close_without_completed`
     ``COMPLETED``            `close`
     =======================  =============
 
@@ -53,7 +58,9 @@ class GracefulStop(Attachable):
     """
 
     def __init__(
-        self, *, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+        self,
+        *,
+        signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     ) -> None:
         super().__init__()
         self.signals = tuple(signals)
@@ -78,7 +85,7 @@ class GracefulStop(Attachable):
             (Events.ITERATION_COMPLETED, self.end_iteration),
             (Events.EPOCH_COMPLETED, self.end_epoch),
             (Events.INTERRUPT, self.pause),
-            (Events.TERMINATE, self.close),
+            (Events.TERMINATE, self.close_without_completed),
             (Events.COMPLETED, self.close),
         )
 
@@ -93,13 +100,16 @@ class GracefulStop(Attachable):
         """Let the workers of this engine's loader survive the first signal."""
         loader = engine.state.dataloader
         if isinstance(loader, DataLoader) and loader.num_workers and self._running() is not None:
-            engine.state.dataloader = SparingLoader(loader, self.signals)
+            engine.state.dataloader = SparingLoader(loader, [*self._previous])
             self._spared.append(engine)
 
     def listen(self) -> None:
-        """Handle the signals, unless one has come already."""
+        """Handle the signals that are not ignored, unless one has come already."""
         self._process = os.getpid()  # a forked process inherits the handler
         for number in self.signals if self.received is None else ():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                self._previous.pop(number, None)
+                continue
             try:
                 previous = signal.signal(number, self._note)
             except ValueError as error:
@@ -124,29 +134,46 @@ class GracefulStop(Attachable):
         if self.received and engine.state.epoch != engine.state.max_epochs:
             engine.terminate()
 
+    def close_without_completed(self, engine: Engine) -> None:
+        """Close if ``terminate(skip_completed=True)`` ends the run."""
+        if engine.should_terminate == "skip_completed":
+            self.close()
+
     def close(self) -> None:
         """Give back the signals and the loaders."""
-        for number, previous in [*self._previous.items()]:  # a second signal takes one out
-            if signal.getsignal(number) == self._note:  # else someone has replaced it
-                signal.signal(number, _of_a_running_stop(previous, number))
+        self._give_back(*self._previous)
         while self._spared:
             state = self._spared.pop().state
             if isinstance(state.dataloader, SparingLoader):
                 state.dataloader = state.dataloader.loader
 
+    def _give_back(self, *numbers: int) -> None:
+        for number in numbers:
+            if signal.getsignal(number) == self._note:  # else someone has replaced it
+                previous = self._previous.get(number, signal.SIG_DFL)
+                signal.signal(number, _of_a_running_stop(previous, number))
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        is_hangup = number == signal.SIGHUP
         if self._process != os.getpid() and get_worker_info() is not None:
-            signal.signal(number, signal.SIG_DFL)  # a forked worker ignores one signal
+            # A forked worker ignores one signal, and every SIGHUP.
+            signal.signal(number, signal.SIG_IGN if is_hangup else signal.SIG_DFL)
             return
         is_ours = self._process == os.getpid() and self._running(frame) is not None
-        is_first = is_ours and self.received is None
-        self.close()  # a second signal then meets the previous handler
-        previous = _of_a_running_stop(self._previous.pop(number, signal.SIG_DFL), number)
-        if is_first:
+        before = self.received
+        if is_ours and is_hangup and before is not None:
+            return
+        if is_ours and before in (None, signal.SIGHUP):
+            if not is_hangup:  # a second signal then meets the previous handler
+                self._give_back(*(self._previous.keys() - {signal.SIGHUP}))
             self.received = signal.Signals(number)
-            if isinstance(getattr(previous, "__self__", None), GracefulStop):
-                previous(number, frame)  # the run around this one ends, too
-        elif callable(previous):
+            around = _of_a_running_stop(self._previous.get(number), number)
+            if before is None and isinstance(getattr(around, "__self__", None), GracefulStop):
+                around(number, frame)  # the run around this one ends, too
+            return
+        self.close()
+        previous = _of_a_running_stop(self._previous.pop(number, signal.SIG_DFL), number)
+        if callable(previous):
             previous(number, frame)
         elif previous == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)

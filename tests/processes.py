@@ -5,6 +5,7 @@ Real processes, real signals and real exit codes; only the 4 s of imports are sh
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,5 +89,7 @@ def _main(
     os.dup2(err.fileno(), 2)
     os.chdir(cwd)
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else as ignored as where pytest was started
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [name, *argv]
     cli.train_cifar() if name == "train-cifar" else cli.ultimus()

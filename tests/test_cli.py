@@ -356,10 +356,22 @@ def test_plot_of_a_damaged_run_is_one_line_or_has_no_title(finished, tmp_path):
     assert re.fullmatch(r"ultimus: .*history.csv: not a history \(.*one.*\)\n", answer.stderr)
 
 
+@pytest.mark.parametrize("content", [None, "", '{"recipe": {"model": "Ult', "[1]", "{}"])
+def test_plot_of_a_run_with_a_damaged_recipe_is_one_line(finished, tmp_path, content):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    (run / "recipe.json").unlink()
+    if content is not None:
+        (run / "recipe.json").write_text(content)
+    answer = call("ultimus", "plot", run)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.fullmatch(r"ultimus: .*recipe.json cannot be read.*--resume.*\n", answer.stderr)
+
+
 def test_the_handlers_errors_have_the_documented_exit_codes():
     assert CheckpointError.exit_code == ExitCode.CHECKPOINT_REFUSED
     assert NonFiniteError.exit_code == ExitCode.NON_FINITE
     assert LRFinderError.exit_code == ExitCode.BAD_INPUT
-    assert [Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)] == [
-        ExitCode.INTERRUPTED, ExitCode.TERMINATED,
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    assert [Interrupted(number).exit_code for number in numbers] == [
+        ExitCode.HUNG_UP, ExitCode.INTERRUPTED, ExitCode.TERMINATED,
     ]  # fmt: skip

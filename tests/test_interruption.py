@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from processes import Command
+from tensorboard_reader import times_written
+
+from ultimus_ignite.run_directory import RunDirectory
 
 BIN = Path(__file__).parents[1] / "bin"
 FLAGS = ["--data", "digits", "--batch-size", "128", "--epochs", "10", "--device", "cpu"]
@@ -28,10 +30,6 @@ def finish(out, *flags):
     answer = start(out, *flags).finish()
     assert answer.returncode == 0, answer.stderr
     return answer
-
-
-def weights(out):
-    return safetensors.torch.load_file(out / "model.safetensors")
 
 
 def status(out):
@@ -51,13 +49,17 @@ def straight(tmp_path_factory):
 
 
 def assert_same(out, straight):
-    a, b = weights(out), weights(straight)
-    assert all(torch.equal(a[key], b[key]) for key in b)
+    assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
     assert history(out) == history(straight)
+    written = times_written(out)
+    assert {step for _, step in written} == {*range(1, len(history(out)))}
+    assert set(written.values()) == {1}
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=["SIGTERM", "SIGINT", "SIGHUP"],
 )
 @pytest.mark.parametrize("epoch", [1, 6])
 def test_a_signal_saves_says_so_and_the_resumed_run_is_the_unbroken_one(
@@ -95,7 +97,9 @@ def test_killed_anywhere_the_status_and_the_checkpoints_stand(tmp_path, straight
     process.wait_for("EPOCH: 3 ")
     process.kill()
     assert status(out) == "running"
-    finish(out, "--resume", "--checkpoint-every", "4")
+    assert RunDirectory(out).read_status()["status"] == "interrupted (killed)"
+    answer = finish(out, "--resume", "--checkpoint-every", "4")
+    assert "The run before was killed" in answer.stdout
     assert_same(out, straight)
 
 
@@ -205,16 +209,69 @@ def test_umask_is_honoured(tmp_path):
     assert modes == {0o600}
 
 
+IN_A_TERMINAL = """
+import fcntl, os, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that SIGHUP comes when the other end is closed
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@contextlib.contextmanager
+def in_a_terminal(out, *flags, before=""):
+    """A run in a shell's session with a terminal of its own, and the terminal's other end."""
+    here, there = os.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, BIN / "train-cifar", *FLAGS, *flags]
+    process = subprocess.Popen(
+        ["bash", "-c", f'{before} exec "$@"', "bash", *map(str, command), "--out", out],
+        stdin=there, stdout=there, stderr=there, start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+    )  # fmt: skip
+    os.close(there)
+    with process, os.fdopen(here, encoding="utf-8", errors="replace") as terminal:
+        yield process, terminal
+        process.kill()
+
+
+def close_after(terminal, text):
+    while text not in terminal.readline():
+        pass
+    terminal.close()
+
+
+def test_a_closed_terminal_ends_the_run_in_good_order(tmp_path, straight):
+    out = tmp_path / "run"
+    with in_a_terminal(out) as (process, terminal):
+        close_after(terminal, "EPOCH: 2 ")
+        assert process.wait() == 129
+    assert status(out) == "interrupted"
+    assert list((out / "checkpoints").glob("*.pt"))
+    finish(out, "--resume")
+    assert_same(out, straight)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path, straight):
+    out = tmp_path / "run"
+    with in_a_terminal(out, before="trap '' HUP;") as (process, terminal):
+        close_after(terminal, "EPOCH: 2 ")
+        assert process.wait() == 0
+    assert status(out) == "finished"
+    assert_same(out, straight)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(30))
-def test_thirty_signals_of_thirty(tmp_path, straight, attempt):
-    rng = random.Random(attempt)
-    out, number = tmp_path / "run", rng.choice([signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("attempt", range(20))
+def test_twenty_signals_of_twenty(tmp_path, straight, attempt, number):
+    rng = random.Random(f"{attempt} {number}")
+    out = tmp_path / "run"
     process = start(out)
     process.wait_for("EPOCH: 1 ")
     time.sleep(rng.uniform(0, 1.0))
     with contextlib.suppress(ProcessLookupError):  # it may have ended by then
         process.send_signal(number)
-    assert process.finish().returncode in (0, 128 + number)
+    code = process.finish().returncode
+    assert (code, status(out)) in [(0, "finished"), (128 + number, "interrupted")]
     finish(out, "--resume")
+    assert status(out) == "finished"
     assert_same(out, straight)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from ignite.engine import Engine, Events
+from tensorboard_reader import times_written
 from torch.optim.lr_scheduler import OneCycleLR
 
 import ultimus_ignite.run as module
@@ -94,7 +96,7 @@ def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, 
     check_resume(tmp_path, monkeypatch, cut, RECIPE, unbroken)
 
 
-def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None):
+def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None, damage=lambda run: None):
     whole, whole_directory = unbroken or train(tmp_path / "whole", recipe)
 
     def build(recipe):
@@ -111,18 +113,27 @@ def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "cut", recipe)
     assert RunDirectory(tmp_path / "cut").read_status()["status"] == "interrupted"
+    damage(tmp_path / "cut")
     history, directory = train(tmp_path / "cut", recipe, resume=True)
     assert same(weights(directory), weights(whole_directory))
     assert without_seconds(history) == without_seconds(whole)
     assert history.rates == whole.rates
     assert history.losses == whole.losses
+    assert_written_once(directory, history)
+
+
+def assert_written_once(directory, history):
+    """Every result of every epoch is in TensorBoard's files exactly once."""
+    results = history.rows[0].keys() - {"epoch", "iteration"}
+    expected = {(f"epoch/{name}", row["epoch"]): 1 for row in history.rows for name in results}
+    assert times_written(directory.path) == expected
 
 
 def test_a_failure_before_the_first_iteration_is_no_run_that_goes_on(tmp_path, monkeypatch):
-    def full(**options):
+    def full(recipe, parts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "TensorboardLogger", full)
+    monkeypatch.setattr(module, "describe", full)
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -161,6 +172,86 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert "finished" in capsys.readouterr().out
     assert [(path, path.stat().st_mtime_ns) for path, _ in before] == before
     assert sorted(finished.rglob("*")) == files
+
+
+def only_checkpoints(run):
+    for path in [*run.iterdir()]:
+        if path.is_file():
+            path.unlink()
+
+
+def without(name):
+    return lambda run: (run / name).unlink()
+
+
+def cut(name, share):
+    return lambda run: os.truncate(run / name, int(share * (run / name).stat().st_size))
+
+
+DAMAGES = {
+    "only checkpoints": only_checkpoints,
+    "no status": without("status.json"),
+    "empty status": cut("status.json", 0),
+    "cut recipe": cut("recipe.json", 0.3),
+    "no model": without("model.safetensors"),
+    "cut model": cut("model.safetensors", 0.7),
+    "cut history": cut("history.csv", 0.5),
+    "no curves": without("curves.png"),
+}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Makes a step of any trainer an error."""
+
+    def build(recipe):
+        return dataclasses.replace(real(recipe), trainer=Engine(lambda engine, batch: 1 / 0))
+
+    real = module.build
+    monkeypatch.setattr(module, "build", build)
+
+
+def content(run):
+    """What a run leaves behind, but for the log, the picture's metadata and TensorBoard's files."""
+    names = ("history.csv", "model.safetensors", "recipe.json")
+    status = json.loads((run / "status.json").read_text()) | {"pid": None}
+    checkpoints = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").iterdir()}
+    return [(run / name).read_bytes() for name in names], status, checkpoints
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_a_finished_run_lacks_is_written_again_without_training(finished, damage, capsys):
+    before = content(finished)
+    damage(finished)
+    history, directory = train(finished, resume=True)
+    assert_written_once(directory, history)
+    assert content(finished) == before
+    assert (finished / "curves.png").stat().st_size > 1000
+    capsys.readouterr()
+    train(finished, resume=True)
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def without_events(run):
+    for path in run.glob("events*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        only_checkpoints,
+        without_events,
+        cut("status.json", 0),
+        cut("recipe.json", 0.3),
+        cut("history.csv", 0.5),
+    ],
+)
+def test_a_run_with_damaged_files_is_resumed_from_its_checkpoint(
+    tmp_path, monkeypatch, unbroken, damage
+):
+    check_resume(tmp_path, monkeypatch, 12, RECIPE, unbroken, damage)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +388,9 @@ def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
     assert same(weights(directory), weights(fixed_directory))  # the search left no trace
     monkeypatch.setattr("ultimus_ignite.range_test.range_test", None)
     train(tmp_path / "run", recipe, resume=True)  # finished, and no second search
+    directory.description.write_text('{"recipe": ')
+    train(tmp_path / "run", recipe, resume=True)
+    assert directory.read_description()["recipe"]["max_lr"] == found
 
 
 def test_validation_images_judge_the_epochs_and_the_test_set_is_measured_once(
@@ -410,3 +504,89 @@ def test_a_run_with_validation_that_is_resumed_ends_as_the_unbroken_one(tmp_path
 def test_the_test_set_of_a_plain_run_stands_in_its_status(unbroken):
     history, directory = unbroken
     assert directory.read_status()["test_accuracy"] == history.rows[-1]["test_accuracy"]
+
+
+# Early ends
+
+STILL = dataclasses.replace(RECIPE, epochs=8, max_lr=1e-12, patience=2)  # it never gets better
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_patience_ends_a_run_in_good_order(tmp_path, capsys, val_fraction):
+    recipe = dataclasses.replace(STILL, val_fraction=val_fraction)
+    history, directory = train(tmp_path, recipe)
+    assert len(history.rows) == 3
+    status = directory.read_status()
+    assert (status["status"], status["ended_early"]) == ("finished", "patience")
+    assert 0 < status["test_accuracy"] < 1
+    line = "Ended by patience = 2 after epoch 3 of 8; epoch 1 was the best: "
+    assert directory.log.read_text().count(line) == 1
+    assert directory.curves.exists()
+    store = CheckpointStore(directory.checkpoints)
+    last = history.rows[0 if val_fraction else 2]["iteration"]
+    assert same(weights(directory), store.load(store.path(last))["model"])
+    assert_written_once(directory, history)
+    before = content(tmp_path)
+    capsys.readouterr()
+    train(tmp_path, recipe, resume=True)
+    assert "is finished: 3 epochs, nothing left to do" in capsys.readouterr().out
+    assert content(tmp_path) == before
+
+
+def test_hours_end_a_run_after_one_epoch_at_least(tmp_path):
+    history, directory = train(tmp_path, dataclasses.replace(RECIPE, max_hours=1e-9))
+    assert len(history.rows) == 1
+    assert directory.read_status()["ended_early"] == "max_hours"
+
+
+def test_with_more_patience_an_ended_run_goes_on_as_if_it_had_never_ended(tmp_path):
+    train(tmp_path / "ended", STILL)
+    more = dataclasses.replace(STILL, patience=5)
+    whole, whole_directory = train(tmp_path / "whole", more)
+    history, directory = train(tmp_path / "ended", more, resume=True)
+    assert len(history.rows) == 6
+    assert without_seconds(history) == without_seconds(whole)
+    assert same(weights(directory), weights(whole_directory))
+    forever = dataclasses.replace(STILL, patience=None)
+    assert len(train(tmp_path / "ended", forever, resume=True)[0].rows) == 8
+    assert "ended_early" not in directory.read_status()
+
+
+@pytest.mark.parametrize("place", ["after its checkpoint", "before model.safetensors"])
+def test_killed_after_the_decision_a_run_ends_without_another_epoch(
+    tmp_path, monkeypatch, request, place
+):
+    def save(store, state, *, iteration, protect=()):
+        real(store, state, iteration=iteration, protect=protect)
+        if iteration == 15:
+            raise KeyboardInterrupt
+
+    def write_model(path, content):
+        raise KeyboardInterrupt
+
+    real = CheckpointStore.save
+    with monkeypatch.context() as patch:
+        if place == "after its checkpoint":
+            patch.setattr(CheckpointStore, "save", save)
+        else:
+            patch.setattr(module, "replace_file", write_model)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, STILL)
+    request.getfixturevalue("no_training")
+    history, directory = train(tmp_path, STILL, resume=True)
+    assert len(history.rows) == 3
+    assert directory.read_status()["ended_early"] == "patience"
+
+
+def test_a_signal_in_the_epoch_that_ends_a_run_early_does_not_interrupt_it(tmp_path, monkeypatch):
+    def build(recipe):
+        parts = real(recipe)
+        parts.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=15), lambda: signal.raise_signal(signal.SIGHUP)
+        )
+        return parts
+
+    real = module.build
+    monkeypatch.setattr(module, "build", build)
+    _, directory = train(tmp_path, STILL)
+    assert directory.read_status()["ended_early"] == "patience"

@@ -1,11 +1,16 @@
 import contextlib
+import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
+from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError, title_of
 
 
 def begin(path, status="finished"):
@@ -90,6 +95,75 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path):
         holder.wait()
         with RunDirectory(tmp_path).open(resume=True) as directory:
             assert directory.read_status()["status"] == "running"
+
+
+def listing(path):
+    return {file: file.stat().st_mtime_ns for file in [path, *path.rglob("*")]}
+
+
+def test_who_reads_a_status_is_told_whether_the_run_goes_on_and_touches_nothing(tmp_path):
+    directory = RunDirectory(tmp_path)
+    with directory.open(), directory.running({"data": {"name": "digits"}}, {}):
+        before = listing(tmp_path)
+        assert RunDirectory(tmp_path).read_status()["status"] == "running"
+        with pytest.raises(RunDirectoryError, match="still going"), directory.open(resume=True):
+            pass
+        running = (tmp_path / "status.json").read_text()
+        assert listing(tmp_path) == before
+    assert directory.read_status()["status"] == "finished"
+    (tmp_path / "status.json").write_text(running)  # what a kill leaves behind
+    before = listing(tmp_path)
+    assert directory.read_status()["status"] == "interrupted (killed)"
+    assert listing(tmp_path) == before
+    (tmp_path / ".lock").unlink()  # copied without it
+    assert directory.read_status()["status"] == "interrupted (killed)"
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_who_only_reads_the_status_is_in_nobodys_way(tmp_path):
+    directory = begin(tmp_path)
+    (tmp_path / "status.json").write_text('{"status": "running"}')
+    end = threading.Event()
+
+    def read():
+        while not end.is_set():
+            directory.read_status()
+
+    with ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(read) for _ in range(2)]
+        try:
+            for _ in range(300):
+                with RunDirectory(tmp_path).open(resume=True):
+                    pass
+        finally:
+            end.set()
+    for future in reading:
+        future.result()
+
+
+FIELDS = st.sampled_from(["status", "recipe", "data", "model", "seed", "name"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(FIELDS | st.text(), inner),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(JSON.map(json.dumps).map(str.encode) | st.binary(), st.integers(0, 40))
+def test_damaged_files_are_an_error_that_names_them(tmp_path_factory, content, kept):
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    directory.status.write_bytes(content[:kept])
+    directory.description.write_bytes(content[:kept])
+    errors = []
+    for read, path in (
+        (directory.read_status, directory.status),
+        (lambda: title_of(directory.read_description()), directory.description),
+    ):
+        try:
+            read()
+        except RunDirectoryError as error:
+            errors.append((f"{path} cannot be read (damaged)", str(error)))
+    assert all(error.startswith(start) for start, error in errors)
 
 
 @pytest.mark.parametrize("ending", ["finished", "interrupted", "failed"])

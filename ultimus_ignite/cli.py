@@ -13,7 +13,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.cores import give_way
@@ -81,11 +82,8 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             print(f"{prog}: {_one_line(error)}", file=sys.stderr)
         return ExitCode.INTERNAL if code is None else int(code)
     finally:
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no reader
-            sys.stdout.flush()
-        if _reader_has_left():  # Python's own flush at exit would print an error
-            with Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
     return ExitCode.DONE
 
 
@@ -96,12 +94,20 @@ def prepare_process(prog: str) -> None:
     # Garbage collection searches torch's modules again and again, which takes 1 s of the start.
     # Training makes few objects that must be collected.
     gc.set_threshold(100_000)
-    # Before and after training, SIGTERM ends the process as cleanly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    # Before and after training, these end the process as cleanly as Ctrl-C does, unless the parent
+    # process has them ignored, as nohup does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     # A warning is a sentence for the user, without a line of source code.
     warnings.formatwarning = lambda message, *_: f"{prog}: warning: {_sentence(message)}\n"
     # Silence Ignite's log of the exception: we print our own line.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come again while the process ends
+    sys.exit(128 + number)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -116,6 +122,16 @@ def _one_line(message: object) -> str:
 def _sentence(warning: object) -> str:
     """The text of a warning, without the line of C++ that torch adds."""
     return re.sub(r" ?\(Triggered internally at [^)]*\)", "", _one_line(warning))
+
+
+def _flush(stream: TextIO | None) -> None:
+    """Write what is pending, or drop it: Python's own flush at exit would change the exit code."""
+    with contextlib.suppress(AttributeError, ValueError):  # there is none, or it is closed
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except OSError:  # the reader has left, the terminal was closed, the disk is full
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())  # type: ignore[union-attr]
 
 
 def _reader_has_left() -> bool:

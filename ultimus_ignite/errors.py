@@ -20,7 +20,8 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2, "bad flag, data or path, or too little memory"
     CHECKPOINT_REFUSED = 3, "checkpoint refused"
     NON_FINITE = 4, "non-finite loss"
-    INTERRUPTED = 128 + signal.SIGINT, "SIGINT"  # as in shells
+    HUNG_UP = 128 + signal.SIGHUP, "SIGHUP (closed terminal)"  # as in shells
+    INTERRUPTED = 128 + signal.SIGINT, "SIGINT"
     TERMINATED = 128 + signal.SIGTERM, "SIGTERM"
 
     @classmethod

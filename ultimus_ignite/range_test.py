@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 from ultimus_ignite.build import Parts
-from ultimus_ignite.handlers import LRCurve, LRFinder, save_lr_curves
+from ultimus_ignite.handlers import CheckpointStore, LRCurve, LRFinder, save_lr_curves
 from ultimus_ignite.recipe import RangeTest, Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
@@ -21,15 +21,16 @@ def range_test(parts: Parts, rates: RangeTest) -> LRCurve:
 def choose_max_lr(recipe: Recipe, parts: Parts, directory: RunDirectory) -> Recipe:
     """The recipe with a number for ``max_lr``; for ``auto``, the range test's minimum rule.
 
-    A resumed run keeps the rate that it began with.
+    A resumed run keeps the rate in its newest checkpoint.
 
     Raises:
+        CheckpointError: there are checkpoints, but none is valid.
         RecipeError: the loss has no minimum between the rates of the range test.
     """
     if recipe.max_lr != "auto":
         return recipe
-    if directory.description.exists():
-        return replace(recipe, max_lr=directory.read_description()["recipe"]["max_lr"])
+    if newest := CheckpointStore(directory.checkpoints).load_newest():
+        return replace(recipe, max_lr=newest[1]["metadata"]["max_lr"])
     rates = RangeTest()
     curve = range_test(parts, rates)
     save_lr_curves([curve], directory.path, title="Range test for --max-lr auto")

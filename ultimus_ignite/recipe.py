@@ -14,15 +14,17 @@ class RecipeError(UserError, ValueError):
 
 
 # Fields that may also be None or "auto".
-_OPTIONAL = ("max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every")
-_COUNTS = "epochs batch_size accumulation_steps checkpoint_every kills repeats"
-_FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio"
+_OPTIONAL = {"max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every"}
+_OPTIONAL |= {"patience", "max_hours"}
+_COUNTS = "epochs batch_size accumulation_steps checkpoint_every patience kills repeats"
+_FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio max_hours"
+_POSITIVE = "max_lr div_factor final_div_factor max_grad_norm max_hours"
 # Each row: fields, their range in words, and a check of the range.
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
     (_COUNTS, "be at least 1", lambda x: x >= 1),
     ("iterations", "be at least 3", lambda x: x >= 3),
     (f"{_COUNTS} iterations", "be at most 1,000,000,000", lambda x: x <= 10**9),
-    ("max_lr div_factor final_div_factor max_grad_norm", "be positive", lambda x: x > 0),
+    (_POSITIVE, "be positive", lambda x: x > 0),
     ("weight_decay seed", "be at least 0", lambda x: x >= 0),
     ("seed", "be below 2**63", lambda x: x < 2**63),
     ("max_loss_ratio", "be above 1", lambda x: x > 1),
@@ -114,6 +116,10 @@ class Recipe:
     """Share of the training images held out to judge the epochs; then one test at the end."""
     grey: float = 0.0
     """Probability of removing the colour; the notebook's 0.5 costs 1.3 points of accuracy."""
+    patience: int | None = None
+    """End the run after this many epochs in a row without a better accuracy; never when None."""
+    max_hours: float | None = None
+    """End the run after the last epoch that fits into these hours of training, resumes included."""
     checkpoint_every: int | None = None
     """Iterations between two checkpoints, in addition to the checkpoint after each epoch."""
     seed: int = 1

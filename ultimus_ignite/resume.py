@@ -1,18 +1,21 @@
 """Resuming a run: what a checkpoint must share with it, and what may change."""
 
+import contextlib
 from dataclasses import asdict
 
 import ignite.distributed as idist
 
 from ultimus_ignite.build import Parts, create_scheduler
 from ultimus_ignite.errors import one_line
-from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError
+from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError, History
+from ultimus_ignite.handlers.support.history_csv import to_csv
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
 
 # Fields that may differ when a run is resumed, because they do not change what is computed. The
 # epochs do; `restore_newest` checks them.
 MAY_CHANGE = {"data", "data_dir", "skip_unreadable", "device", "checkpoint_every", "epochs"}
+MAY_CHANGE |= {"patience", "max_hours"}
 
 # The values of fields that an older checkpoint lacks: their defaults. If a default changes after
 # its field was added, the earlier default belongs here. CHANGELOG names every new field.
@@ -27,8 +30,8 @@ def restore_newest(
     logger: BatchLogger,
     *,
     extend_epochs: bool,
-) -> bool:
-    """Restore the newest checkpoint, if there is one; returns whether the run is finished.
+) -> None:
+    """Restore the newest checkpoint, if there is one.
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed.
@@ -41,7 +44,7 @@ def restore_newest(
             raise CheckpointError(f"{directory.path} was begun on other data: {changes}") from error
         raise
     if checkpoint is None:
-        return False
+        return
     epochs_before = checkpoint["trainer"]["max_epochs"]
     if epochs_before != recipe.epochs and not extend_epochs:
         raise CheckpointError(
@@ -51,8 +54,30 @@ def restore_newest(
     checkpointer.restore(checkpoint)
     if epochs_before != recipe.epochs:
         logger.write(_what_extending_does(recipe, epochs_before, parts))
+    with contextlib.suppress(RunDirectoryError):  # missing or damaged, which decides nothing
+        if directory.read_status()["status"] == "running":  # and this process has its lock
+            iteration = parts.trainer.state.iteration
+            logger.write(f"The run before was killed; it continues after iteration {iteration}")
+
+
+def is_complete(directory: RunDirectory, history: History, model: bytes) -> bool:
+    """Whether the folder holds, whole, every file that the end of a run writes.
+
+    Args:
+        directory: an opened `RunDirectory`.
+        history: the history of the run, which is over.
+        model: what ``model.safetensors`` must hold.
+    """
+    try:
+        directory.read_description()
+        return (
+            directory.read_status()["status"] == "finished"
+            and directory.history.read_text(encoding="utf-8") == to_csv(history.rows)
+            and directory.curves.exists()
+            and directory.model.read_bytes() == model
+        )
+    except (OSError, ValueError, RunDirectoryError):  # ValueError: not UTF-8
         return False
-    return bool(directory.read_status()["status"] == "finished")
 
 
 def identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
@@ -70,7 +95,7 @@ def _changes_of_data(parts: Parts, directory: RunDirectory) -> str:
         before = directory.read_description()["data"]
         if before["sha256"] == parts.data.sha256:
             return ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunDirectoryError, KeyError):
         return ""
     data = parts.data
     now = {"name": data.name, "classes": len(data.classes), **data.counts}

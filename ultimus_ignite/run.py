@@ -1,7 +1,6 @@
 """One run, wired in the order in which its events fire."""
 
 from ignite.engine import Events
-from ignite.handlers.tensorboard_logger import OutputHandler, TensorboardLogger
 from safetensors.torch import save
 
 from ultimus_ignite.build import Parts, build, create_scheduler
@@ -10,17 +9,20 @@ from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
     CurveRenderer,
+    EarlyEnd,
     GracefulStop,
     History,
     NonFiniteError,
     NonFiniteGuard,
 )
 from ultimus_ignite.handlers.support.files import replace_file
+from ultimus_ignite.handlers.support.history_csv import write_csv
 from ultimus_ignite.provenance import describe, describe_data
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.resume import ASSUMED, identity, restore_newest
+from ultimus_ignite.resume import ASSUMED, identity, is_complete, restore_newest
 from ultimus_ignite.run_directory import RunDirectory, Status, title_of
+from ultimus_ignite.tensorboard import EpochEvents
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",
@@ -77,16 +79,15 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
         metadata=identity(recipe, parts),
         assumed=ASSUMED,
     )
+    early_end = EarlyEnd(history, patience=recipe.patience, max_hours=recipe.max_hours)
 
-    is_finished = restore_newest(
-        recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs
-    )
-    if is_finished:
-        print(f"{directory.path} is finished: {recipe.epochs} epochs, nothing left to do")
+    restore_newest(recipe, parts, checkpointer, directory, logger, extend_epochs=extend_epochs)
+    is_over = _is_over(parts, recipe, early_end)
+    if is_over and is_complete(directory, history, _final_model(parts, checkpointer)):
+        print(f"{directory.path} is finished: {len(history.rows)} epochs, nothing left to do")
         return history
     description = describe(recipe, parts)
-    tensorboard = TensorboardLogger(logdir=str(directory.path))
-    scalars = OutputHandler("epoch", output_transform=lambda _: _measured(history))
+    events = EpochEvents(directory.path)
 
     # ITERATION_STARTED, the step, ITERATION_COMPLETED
     scheduler.attach(trainer)
@@ -95,12 +96,13 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     # EPOCH_COMPLETED
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(evaluated.batches))
     history.attach(trainer, evaluator)
-    tensorboard.attach(trainer, scalars, Events.EPOCH_COMPLETED)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: events.write(history.rows))
+    early_end.attach(trainer)
     # A signal, at the end of its iteration or epoch
     stop = GracefulStop().attach(trainer)
     # COMPLETED, also after a signal
     CurveRenderer(
-        history, path=directory.curves, title=title_of(description), writer=tensorboard.writer
+        history, path=directory.curves, title=title_of(description), writer=events
     ).attach(trainer)
     # Last on every event: a saved state is complete, and the guard has checked it
     if recipe.checkpoint_every is not None:
@@ -109,26 +111,60 @@ def run(recipe: Recipe, directory: RunDirectory, *, extend_epochs: bool = False)
     checkpointer.attach(trainer)
 
     # They end from right to left: the status is written after the handlers are detached.
-    with tensorboard, directory.running(description, ENDINGS) as facts, logger, stop, guard:
+    with events, directory.running(description, ENDINGS) as facts, logger, stop, guard:
         logger.write(describe_data(recipe, parts))
-        finished = _train(parts, recipe.epochs)
-        if stop.received and not finished:
+        if is_over:
+            logger.write("Nothing is left to train: the files that the folder lacks are written")
+        if history.rows:  # a kill, or whoever moved the folder, may have left less
+            write_csv(history.rows, directory.history)
+            events.write(history.rows)
+        _train(parts, recipe.epochs)
+        if stop.received and not _is_over(parts, recipe, early_end):
             raise Interrupted(stop.received)
+        reason = early_end.reason(trainer.state.iteration)
+        if reason is not None and len(history.rows) < recipe.epochs:
+            facts["ended_early"] = reason
+            logger.write(_why_it_ended(recipe, history, reason))
         facts |= _test(parts, history, checkpointer, logger)
-        replace_file(directory.model, save(model.state_dict()))
+        replace_file(directory.model, _final_model(parts, checkpointer))
     return history
 
 
-def _train(parts: Parts, epochs: int) -> bool:
-    """Run the trainer from its present iteration; returns whether all epochs are done."""
+def _is_over(parts: Parts, recipe: Recipe, early_end: EarlyEnd) -> bool:
+    """Whether nothing is left to train: all epochs are done, or the run has ended early."""
+    iteration = parts.trainer.state.iteration
+    is_done = iteration >= recipe.epochs * parts.stream.epoch_length
+    return is_done or early_end.reason(iteration) is not None
+
+
+def _train(parts: Parts, epochs: int) -> None:
+    """Run the trainer from its present iteration."""
     trainer, stream = parts.trainer, parts.stream
-    total_iterations = epochs * stream.epoch_length
-    if trainer.state.iteration == total_iterations:
+    if trainer.state.iteration == epochs * stream.epoch_length:
         trainer.fire_event(Events.COMPLETED)  # the run was killed just before this event
     else:
         rest = stream.starting_at(trainer.state.iteration)
         trainer.run(rest, max_epochs=epochs, epoch_length=stream.epoch_length)
-    return trainer.state.iteration >= total_iterations
+
+
+def _why_it_ended(recipe: Recipe, history: History, reason: str) -> str:
+    """The line for a run that has ended early."""
+    column = f"{history.evaluated}_accuracy"
+    best = max(history.rows, key=lambda row: row[column] or 0.0)
+    return (
+        f"Ended by {reason} = {getattr(recipe, reason)} after epoch {len(history.rows)} of "
+        f"{recipe.epochs}; epoch {best['epoch']} was the best: {best[column]:.2%}"
+    )
+
+
+def _final_model(parts: Parts, checkpointer: Checkpointer) -> bytes:
+    """The content of ``model.safetensors``.
+
+    If there is a validation set, the final weights are those of the best epoch.
+    """
+    if parts.validates:
+        return save(checkpointer.load_best()[1]["model"])
+    return save(parts.model.state_dict())
 
 
 def _test(
@@ -153,9 +189,3 @@ def _test(
     parts.tester.run(parts.test.batches)
     logger.report(parts.tester)
     return {f"test_{name}": parts.tester.state.metrics[name] for name in measures}
-
-
-def _measured(history: History) -> dict[str, float]:
-    """The values measured in the last epoch, for TensorBoard."""
-    row = history.rows[-1]
-    return {k: v for k, v in row.items() if v is not None and k not in ("epoch", "iteration")}

@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from ultimus_ignite.errors import UserError
 
@@ -43,6 +45,7 @@ class RunDirectory:
         self.model = self.path / "model.safetensors"
         self.description = self.path / "recipe.json"
         self.status = self.path / "status.json"
+        self._lock = self.path / ".lock"
 
     @property
     def holds_a_run(self) -> bool:
@@ -60,18 +63,17 @@ class RunDirectory:
             RunDirectoryError: another process uses the folder, it holds a run and ``resume`` is
                 False, or it cannot be written.
         """
-        lock_path = self.path / ".lock"
         existed = self.path.is_dir()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = lock_path.open("a")
+            lock = self._lock.open("a")
         except OSError as error:
             raise RunDirectoryError(
                 f"{self.path} cannot be written ({error.strerror}): choose another --out"
             ) from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock)
             except OSError:
                 raise RunDirectoryError(
                     f"{self.path} is in use by a run that is still going: choose another --out"
@@ -84,7 +86,7 @@ class RunDirectory:
                 yield self
             finally:
                 if not self.holds_a_run:
-                    lock_path.unlink(missing_ok=True)
+                    self._lock.unlink(missing_ok=True)
                     with contextlib.suppress(OSError):  # not empty: it holds files of the user
                         if not existed:
                             self.path.rmdir()
@@ -123,12 +125,36 @@ class RunDirectory:
         _write_json(self.status, {"status": status, **facts, "pid": os.getpid()})
 
     def read_status(self) -> dict[str, Any]:
-        """The content of ``status.json``."""
-        return _read_json(self.status)
+        """The content of ``status.json``, with ``interrupted (killed)`` for a run that was killed.
+
+        A killed run leaves ``running`` behind, but its lock is free.
+
+        Raises:
+            RunDirectoryError: the file is missing or damaged.
+        """
+        content = _read_json(self.status, "status")
+        if content["status"] == "running" and not self._is_locked():
+            content["status"] = "interrupted (killed)"
+        return content
 
     def read_description(self) -> dict[str, Any]:
-        """The content of ``recipe.json``."""
-        return _read_json(self.description)
+        """The content of ``recipe.json``.
+
+        Raises:
+            RunDirectoryError: the file is missing or damaged.
+        """
+        return _read_json(self.description, "recipe.model", "recipe.seed", "data.name")
+
+    def _is_locked(self) -> bool:
+        """Whether a process has opened the folder; nothing is written to find out."""
+        try:
+            with self._lock.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:  # the folder was copied without it
+            return False
+        except OSError:  # held, or not readable
+            return True
+        return False
 
 
 def title_of(description: Mapping[str, Any]) -> str:
@@ -144,6 +170,29 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """A JSON object that has these fields; a dot leads into an object within it."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for field in fields:
+            reduce(getitem, field.split("."), content)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "damaged"
+        raise RunDirectoryError(
+            f"{path} cannot be read ({reason}): train-cifar --resume writes it again"
+        ) from None
     return content
+
+
+def _lock(file: TextIO) -> None:
+    """Lock a file; a process that only looks whether it is locked does not count.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -26,18 +26,23 @@ def columns(*splits: str) -> tuple[str, ...]:
     return (*BEGINNING, *results, *END)
 
 
+def to_csv(rows: Sequence[Row]) -> str:
+    """The content of a ``history.csv`` with these rows."""
+    header = dict.fromkeys(column for row in rows for column in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)  # floats are written with repr, None as an empty field
+    return text.getvalue()
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Replace the file's content with these rows.
 
     Raises:
         OSError: the write failed; the file keeps its old rows.
     """
-    header = dict.fromkeys(column for row in rows for column in row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)  # floats are written with repr, None as an empty field
-    replace_file(path, text.getvalue().encode())
+    replace_file(path, to_csv(rows).encode())
 
 
 def read_csv(path: Path) -> list[Row]:

@@ -16,15 +16,16 @@ class SparingLoader:
 
     A terminal and a batch system send a signal to the whole process group. If it killed a worker,
     the run would fail before it could save. So the workers start with the signals blocked, until
-    each has a handler that ignores the first signal; a second one kills it. The loader itself does
-    not change. A fork server started meanwhile blocks the signals in all of its children.
+    each has a handler that ignores the first signal; a second one kills it, but never SIGHUP. The
+    loader itself does not change. A fork server started meanwhile blocks the signals in all of its
+    children.
 
     Args:
         loader: the loader to iterate over; its attributes are attributes of this object too.
         signals: the signals to ignore once.
     """
 
-    def __init__(self, loader: DataLoader[Any], signals: Sequence[signal.Signals]) -> None:
+    def __init__(self, loader: DataLoader[Any], signals: Sequence[int]) -> None:
         self.loader = loader
         self.signals = signals
 
@@ -51,7 +52,7 @@ class SparingLoader:
 
 
 def _ignore_the_first(
-    signals: Sequence[signal.Signals], init: Callable[[int], None] | None, worker: int
+    signals: Sequence[int], init: Callable[[int], None] | None, worker: int
 ) -> None:
     """In a worker: set a handler for each signal, then call the loader's ``worker_init_fn``."""
 
@@ -59,7 +60,7 @@ def _ignore_the_first(
         signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
-        signal.signal(number, ignore_once)
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else ignore_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     if init is not None:
         init(worker)

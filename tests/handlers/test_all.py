@@ -33,6 +33,7 @@ HANDLERS = {  # how each is made with nothing but what it needs
     "BatchLogger": lambda s: handlers.BatchLogger(s.optimizer, file=io.StringIO()),
     "Checkpointer": lambda s: handlers.Checkpointer(s.to_save, directory=s.folder / "checkpoints"),
     "CurveRenderer": lambda s: handlers.CurveRenderer(s.history, path=s.folder / "curves.png"),
+    "EarlyEnd": lambda s: handlers.EarlyEnd(s.history, patience=9),
     "GracefulStop": lambda s: handlers.GracefulStop(),
     "History": lambda s: handlers.History(s.optimizer, path=s.folder / "out" / "history.csv"),
     "NonFiniteGuard": lambda s: handlers.NonFiniteGuard(s.optimizer),
@@ -71,7 +72,9 @@ class Script:
             "hooks": len(self.optimizer._optimizer_step_pre_hooks)
             + len(self.optimizer._optimizer_step_post_hooks),
             "attributes": {"found_inf", "grad_scale"} & vars(self.optimizer).keys(),
-            "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+            "signals": [
+                signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            ],
             "bars": len(getattr(tqdm, "_instances", ())),
         }
 

@@ -4,6 +4,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 
 from ultimus_ignite.handlers import GracefulStop
@@ -36,7 +38,7 @@ def go(trainer):
     trainer.run(range(LENGTH), max_epochs=EPOCHS)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_ends_after_the_iteration(number):
     trainer, stop, events = make(6, number)
     go(trainer)
@@ -77,6 +79,38 @@ def test_the_second_signal_is_as_if_the_handler_were_not_there():
     with pytest.raises(KeyboardInterrupt):
         go(trainer)
     assert events == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    signal.signal(number, signal.SIG_IGN)
+    trainer, stop, _ = make(6, number)
+    go(trainer)
+    assert trainer.state.iteration == LENGTH * EPOCHS
+    assert stop.received is None
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([signal.SIGHUP, signal.SIGINT, signal.SIGTERM]), min_size=1))
+def test_of_all_signals_within_a_run_the_second_but_for_sighup_goes_on_to_the_script(numbers):
+    forwarded = []
+    for number in set(numbers):
+        signal.signal(number, lambda number, frame: forwarded.append(number))
+    trainer, stop, events = make(0)
+
+    def send(engine, some):
+        for number in some:
+            signal.raise_signal(number)
+
+    half = len(numbers) // 2 + 1
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), send, numbers[:half])
+    trainer.add_event_handler(Events.TERMINATE, send, numbers[half:])  # when Checkpointer saves
+    go(trainer)
+    urgent = [number for number in numbers if number != signal.SIGHUP]
+    assert forwarded == urgent[1:]
+    assert stop.received == (urgent[0] if urgent else signal.SIGHUP)
+    assert events[-2:] == [6, "terminated"]
 
 
 @pytest.mark.parametrize("at", [0, 6])
@@ -217,6 +251,9 @@ from ultimus_ignite.handlers import GracefulStop
 WAITING = Path(sys.argv[2])
 
 
+NUMBERS = [signal.Signals[name] for name in sys.argv[4:]]
+
+
 class Data:
     def __len__(self):
         return 8
@@ -225,7 +262,9 @@ class Data:
         if index == 4:  # the signal comes when the engine needs this very item
             while not WAITING.exists():
                 pass
-            os.killpg(0, signal.SIGTERM)
+            for number in NUMBERS:
+                os.killpg(0, number)
+                signal.sigpending()  # Python's handlers run here
         return index
 
 
@@ -246,19 +285,21 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("context", "engine", "iterations"),
+    ("context", "engine", "iterations", "numbers"),
     [
-        ("fork", "trainer", 5),
-        ("spawn", "trainer", 5),
-        ("forkserver", "trainer", 5),
-        ("fork", "evaluator", 8),  # an evaluation is finished
-        ("spawn", "evaluator", 8),
+        ("fork", "trainer", 5, ["SIGTERM"]),
+        ("spawn", "trainer", 5, ["SIGHUP", "SIGHUP", "SIGTERM", "SIGHUP"]),
+        ("forkserver", "trainer", 5, ["SIGTERM"]),
+        ("fork", "evaluator", 8, ["SIGTERM", "SIGHUP", "SIGHUP"]),  # an evaluation is finished
+        ("spawn", "evaluator", 8, ["SIGTERM"]),
     ],
 )
-def test_workers_outlive_a_signal_to_the_whole_process_group(tmp_path, context, engine, iterations):
+def test_workers_outlive_a_signal_to_the_whole_process_group(
+    tmp_path, context, engine, iterations, numbers
+):
     script = tmp_path / "script.py"
     script.write_text(WORKERS)
-    command = [sys.executable, script, context, tmp_path / "waiting", engine]
+    command = [sys.executable, script, context, tmp_path / "waiting", engine, *numbers]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, f"SIGTERM 1 {iterations} None True\n"), (
         ended.stderr
@@ -376,8 +417,8 @@ def test_a_second_signal_while_the_first_run_of_close_is_not_over(monkeypatch):
     stop.attach(trainer)
     real, raised = signal.getsignal, []
 
-    def getsignal(number):  # which close asks for each signal
-        if not raised:
+    def getsignal(number):  # which is asked for each signal that is given back
+        if trainer.state.iteration == 1 and not raised:
             raised.append(number)
             signal.raise_signal(signal.SIGINT)
         return real(number)
