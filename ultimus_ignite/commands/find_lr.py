@@ -39,15 +39,15 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.range_test import range_test
 
     curves = []
-    for seed in range(arguments.recipe.seed, arguments.recipe.seed + arguments.repeats):
-        recipe = replace(arguments.recipe, seed=seed)
+    for repeat in range(arguments.repeats):
+        recipe = replace(arguments.recipe, seed=arguments.recipe.seed + repeat)
         parts = build(recipe)
-        if not curves:
+        if repeat == 0:
             print(describe_data(recipe, parts), flush=True)
         curves.append(range_test(parts, arguments.rates))
         answers = curves[-1].suggestions()
         line = "  ".join(f"{rule} {format_rates([rate])}" for rule, rate in answers.items())
-        print(f"seed {seed}:  {line}", flush=True)
+        print(f"seed {recipe.seed}:  {line}", flush=True)
     if arguments.repeats > 1:
         for rule in answers:
             print(f"{rule}: {format_rates(curve.suggestions()[rule] for curve in curves)}")
