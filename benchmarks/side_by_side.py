@@ -2,8 +2,8 @@
 
     python benchmarks/side_by_side.py --data folder:DIR
 
-Seconds per epoch of 1, 2, 4 and 8 runs of `classic` at once: with libgomp's own spin count, with
-that of the command, and with one thread each. Median over the runs and their epochs, the
+Seconds per epoch of 1, 2, 4 and 8 runs of `classic` at once: with the command's spin count, with
+one thread each, and with libgomp's own spin count. Median over the runs and their epochs, the
 first left out.
 
 Hardware, versions and results: RESULTS.md.
@@ -23,9 +23,9 @@ from report import print_environment, print_table
 
 COMMAND = Path(__file__).parents[1] / "bin" / "train-cifar"
 SETTINGS = {
-    "libgomp's own spin count": {"GOMP_SPINCOUNT": "300000"},
     "as the command sets it": {},
     "and OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
+    "libgomp's own spin count": {"GOMP_SPINCOUNT": "300000"},
 }
 
 
@@ -38,6 +38,7 @@ def seconds_per_epoch(runs: int, flags: list[str], environment: Mapping[str, str
                 [sys.executable, COMMAND, *flags, "--out", out],
                 env={**os.environ, **environment},
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # which says that the machine is busy
             )
             for out in outs
         ]
