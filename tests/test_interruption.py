@@ -210,21 +210,21 @@ def test_umask_is_honoured(tmp_path):
 
 
 IN_A_TERMINAL = """
-import fcntl, os, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that SIGHUP comes when the other end is closed
-sys.argv = sys.argv[1:]
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @contextlib.contextmanager
-def in_a_terminal(out, *flags, before=""):
-    """A run in a shell's session with a terminal of its own, and the terminal's other end."""
+def in_a_terminal(out, sighup):
+    """A run in a session of its own with a terminal, and the terminal's other end."""
     here, there = os.openpty()
-    command = [sys.executable, "-c", IN_A_TERMINAL, BIN / "train-cifar", *FLAGS, *flags]
+    command = [sys.executable, "-c", IN_A_TERMINAL, sighup, BIN / "train-cifar", *FLAGS]
     process = subprocess.Popen(
-        ["bash", "-c", f'{before} exec "$@"', "bash", *map(str, command), "--out", out],
-        stdin=there, stdout=there, stderr=there, start_new_session=True,
+        [*command, "--out", out], stdin=there, stdout=there, stderr=there, start_new_session=True,
         env=os.environ | {"PYTHONUNBUFFERED": ""},
     )  # fmt: skip
     os.close(there)
@@ -241,7 +241,7 @@ def close_after(terminal, text):
 
 def test_a_closed_terminal_ends_the_run_in_good_order(tmp_path, straight):
     out = tmp_path / "run"
-    with in_a_terminal(out) as (process, terminal):
+    with in_a_terminal(out, "SIG_DFL") as (process, terminal):
         close_after(terminal, "EPOCH: 2 ")
         assert process.wait() == 129
     assert status(out) == "interrupted"
@@ -252,7 +252,7 @@ def test_a_closed_terminal_ends_the_run_in_good_order(tmp_path, straight):
 
 def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path, straight):
     out = tmp_path / "run"
-    with in_a_terminal(out, before="trap '' HUP;") as (process, terminal):
+    with in_a_terminal(out, "SIG_IGN") as (process, terminal):
         close_after(terminal, "EPOCH: 2 ")
         assert process.wait() == 0
     assert status(out) == "finished"
