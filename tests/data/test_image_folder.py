@@ -619,11 +619,6 @@ def missing(root: Path) -> Path:
     return root
 
 
-def without_test(root: Path) -> Path:
-    shutil.rmtree(root / "test")
-    return root
-
-
 def without_classes(root: Path) -> Path:
     shutil.rmtree(root / "test")
     (root / "test").mkdir()
@@ -688,7 +683,6 @@ def empty_image(root: Path) -> Path:
     ("spoil", "reason"),
     [
         (missing, "No such file or directory; expected DIR/train/<class>/"),
-        (without_test, "no test or val folder, found train; expected DIR/train/<class>/"),
         (without_classes, "expected a folder for each class, got an empty folder"),
         (file_for_split, "no train folder, found test; expected DIR/train/<class>/"),
         (file_for_class, "expected a class folder, got a file"),

@@ -10,7 +10,7 @@ import tyro
 
 from ultimus_ignite.commands.arguments import Arguments, expand, parse
 from ultimus_ignite.errors import UserError
-from ultimus_ignite.run_directory import RunDirectory, title_of
+from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError, title_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         raise UserError(f"{directory.history}: not a history ({error})") from None
     try:
         title = title_of(directory.read_description())
-    except (OSError, ValueError, TypeError, KeyError):  # the curves do not need it
+    except RunDirectoryError:  # the curves do not need it
         title = directory.path.name
     try:
         save_figure(draw_curves(rows, title=title), directory.curves)
