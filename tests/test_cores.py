@@ -45,13 +45,24 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(environment, expect
     assert expected in answer.stderr
 
 
-@pytest.mark.parametrize("load", [0.0, 3.9, 4.0, 40.0])
-def test_a_busy_machine_is_named(monkeypatch, load):
+@pytest.mark.parametrize(
+    ("load", "running", "is_busy"),
+    [(0.0, 1, False), (3.99, 9, False), (4.0, 3, True), (40.0, 9, True), (40.0, 2, False)],
+)
+def test_a_busy_machine_is_named(monkeypatch, tmp_path, load, running, is_busy):
+    loadavg = tmp_path / "loadavg"
+    loadavg.write_text(f"{load:.2f} 0.50 0.25 {running}/321 4711\n")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(cores, "LOADAVG", loadavg)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     line = cores.describe_load()
-    assert (line is not None) == (load >= 4)
-    assert line is None or f"load {load} on 4 cores" in line
+    assert (line is not None) == is_busy
+    assert line is None or f"load {load:.2f} on 4 cores" in line
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cores.describe_load() is None
+
+
+def test_a_system_without_the_file_is_not_called_busy(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(cores, "LOADAVG", tmp_path / "loadavg")
     assert cores.describe_load() is None

@@ -1,6 +1,10 @@
 """How a run shares the cores of the machine with other programs."""
 
 import os
+from pathlib import Path
+
+LOADAVG = Path("/proc/loadavg")
+"""Processes that ran or waited for a core: means of 1, 5 and 15 minutes, and how many do now."""
 
 # libgomp, the OpenMP library of torch on Linux, reads these when torch is loaded.
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -22,16 +26,21 @@ def give_way() -> None:
 
 
 def describe_load() -> str | None:
-    """One line if other programs keep the cores busy; None if not.
+    """One line if other programs keep the cores busy; None if not, or where there is no Linux.
 
     It is also None if the user has chosen the number of threads: the line would advise that.
     """
-    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
+    if "OMP_NUM_THREADS" in os.environ:
         return None
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load < cores:
+    try:
+        average, _, _, running, _ = LOADAVG.read_text().split()
+    except OSError:
+        return None
+    cores = os.cpu_count() or 1
+    others = int(running.partition("/")[0]) - 1  # at this moment, without this process
+    if float(average) < cores or others < cores / 2:  # the average may be of a run that is over
         return None
     return (
-        f"the machine is busy (load {load:.1f} on {cores} cores), so training takes longer; "
+        f"the machine is busy (load {average} on {cores} cores), so training takes longer; "
         "if other runs are the reason, start each with OMP_NUM_THREADS=1"
     )
