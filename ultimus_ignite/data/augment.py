@@ -75,14 +75,16 @@ class Augment:
 
     Args:
         normalize: the normalisation after the change of colours.
-        crop_padding: pixels of reflected padding on each side before the crop.
+        crop_padding: pixels of reflected padding on each side before the crop, fewer than the image
+            has in a row or column.
         flip: probability of a horizontal flip.
         cutout: probability of one square hole, filled with 0.473 after normalisation.
-        cutout_size: side of the hole, in pixels.
+        cutout_size: side of the hole, in pixels, at most that of the image.
         grey: probability of removing the colour.
 
     Raises:
-        ValueError: there is a cutout, but it has no size.
+        ValueError: there is a cutout, but it has no size; or, when the parameters of a batch are
+            drawn, the padding or the hole does not fit the images.
 
     Example:
         >>> augment = Augment(Normalize((0.5,) * 3, (0.25,) * 3), crop_padding=2, flip=0.5)
@@ -106,6 +108,17 @@ class Augment:
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
         """Draw the parameters of a batch of ``shape`` (B, C, H, W)."""
         batch, _, height, width = shape
+        side = min(height, width)
+        if not 0 <= self.crop_padding < side:  # a reflection ends at the opposite border
+            raise ValueError(
+                f"crop_padding must be from 0 to {side - 1} for images of {height}x{width} "
+                f"pixels, got {self.crop_padding}"
+            )
+        if self.cutout > 0 and self.cutout_size > side:
+            raise ValueError(
+                f"cutout_size must be from 1 to {side} for images of {height}x{width} pixels, "
+                f"got {self.cutout_size}"
+            )
         u = torch.rand(7, batch, generator=generator)
         offsets = 2 * self.crop_padding + 1
         return Draws(

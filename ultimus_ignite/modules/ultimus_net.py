@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ultimus_ignite.modules.ultimus_block import UltimusBlock
 
-IMAGE_SIZE = 32
-FEATURE_MAP_SIZE = 26  # 32 - 3 x 2: three 3x3 convolutions without padding
+SHRINKAGE = 6  # three 3x3 convolutions without padding take a border of 1 pixel each
 
 
 def _windows(size: int, window: int) -> Tensor:
@@ -30,16 +29,24 @@ class UltimusNet(nn.Module):
     pooled first 3x7x32x32 + 3x7x7x32 for the window means and 48x147 for the kernel = 33 thousand.
     The kernel itself takes 3x16x32x5x5x9 + 3x32x48x7x7x9 = 2.4 million, once per batch.
 
+    These figures are for 32x32 pixels. In an image of S x S the outputs and the windows are S - 6
+    wide; the parameters stay the same.
+
     Each block is used as ``x + block(norm(x))`` with a norm without parameters, because the plain
     stack of four blocks diverges at the notebook's learning rate.
 
     Args:
         num_classes: number of logits.
+        image_size: height and width of the images in pixels, 7 or more.
         pool_first: pool before the convolutions; False: after them, as in the notebook. Both give
             the same outputs and gradients up to rounding, and share one ``state_dict``.
 
+    Raises:
+        ValueError: ``image_size`` is below 7, or the images have another size or number of
+            channels.
+
     Shape:
-        ``(B, 3, 32, 32) -> (B, num_classes)``
+        ``(B, 3, image_size, image_size) -> (B, num_classes)``
 
     Example:
         >>> model = UltimusNet()
@@ -49,21 +56,35 @@ class UltimusNet(nn.Module):
         25786
     """
 
-    def __init__(self, *, num_classes: int = 10, pool_first: bool = True) -> None:
+    def __init__(
+        self, *, num_classes: int = 10, image_size: int = 32, pool_first: bool = True
+    ) -> None:
         super().__init__()
+        if image_size <= SHRINKAGE:
+            raise ValueError(f"image_size must be {SHRINKAGE + 1} or more, got {image_size}")
+        self.image_size = image_size
+        self.feature_map_size = image_size - SHRINKAGE
         self.pool_first = pool_first
         self.conv1 = nn.Conv2d(3, 16, 3)
         self.conv2 = nn.Conv2d(16, 32, 3)
         self.conv3 = nn.Conv2d(32, 48, 3)
-        self.pool = nn.AvgPool2d(FEATURE_MAP_SIZE)
+        self.pool = nn.AvgPool2d(self.feature_map_size)
         self.blocks = nn.ModuleList(UltimusBlock(48, 8) for _ in range(4))
         self.classifier = nn.Linear(48, num_classes)
-        # Zeros and ones are exact in every dtype. Two matrix products, rows first, take 0.9 ms per
+        # Zeros and a power of two are exact in every dtype, and with about 1 / size the sums of
+        # large images do not overflow float16. Two matrix products, rows first, take 0.9 ms per
         # batch of 512; two average poolings take 6 ms.
         self.windows: Tensor
-        self.register_buffer("windows", _windows(IMAGE_SIZE, FEATURE_MAP_SIZE), persistent=False)
+        self.window_weight = 2.0 ** (1 - self.feature_map_size.bit_length())
+        windows = self.window_weight * _windows(image_size, self.feature_map_size)
+        self.register_buffer("windows", windows, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"UltimusNet(image_size={self.image_size}) takes images of shape "
+                f"(B, 3, {self.image_size}, {self.image_size}), got {tuple(images.shape)}"
+            )
         x = self.features(images)  # (B, 48)
         for block in self.blocks:
             x = x + block(F.layer_norm(x, x.shape[-1:]))
@@ -71,10 +92,11 @@ class UltimusNet(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """``(B, 3, 32, 32) -> (B, 48)``: outputs of the convolutions, averaged over positions."""
+        """``(B, 3, H, W) -> (B, 48)``: outputs of the convolutions, averaged over positions."""
         if not self.pool_first:
             return torch.flatten(self.pool(self.conv3(self.conv2(self.conv1(images)))), 1)
-        means = self.windows @ images @ self.windows.T / FEATURE_MAP_SIZE**2  # (B, 3, 7, 7)
+        sums = self.windows @ images @ self.windows.T  # (B, 3, 7, 7)
+        means = sums / (self.feature_map_size * self.window_weight) ** 2
         return F.linear(means.flatten(1), *self.joint_convolution())
 
     def joint_convolution(self) -> tuple[Tensor, Tensor]:

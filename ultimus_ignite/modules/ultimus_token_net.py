@@ -24,12 +24,16 @@ class UltimusTokenNet(nn.Module):
     All convolutions but the first are depthwise-separable (Howard et al. 2017,
     https://arxiv.org/abs/1704.04861): 9 C + C C' weights instead of 9 C C'. Each ends in BatchNorm
     and SiLU. Each block is used as ``tokens + block(LayerNorm(tokens))``. The padded convolutions
-    tell a token its position, without the 64 x 48 parameters of positional embeddings.
+    tell a token its position, without the 64 x 48 parameters of positional embeddings. An image of
+    another size gives (H/4) x (W/4) tokens, then a quarter of them.
 
     Args:
         num_classes: number of logits.
         widths: channels at each resolution; the last is the D of the blocks.
         key_dim: key dimensions of each block.
+
+    Raises:
+        ValueError: the images do not have 3 channels, or a side is not a multiple of 8 pixels.
 
     Shape:
         ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 8.
@@ -70,6 +74,11 @@ class UltimusTokenNet(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3 or any(n % 8 for n in images.shape[2:]):
+            raise ValueError(
+                "UltimusTokenNet takes images of shape (B, 3, H, W), H and W multiples of 8, "
+                f"got {tuple(images.shape)}"
+            )
         # In channels-last layout the tokens are a view of the feature map.
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stages(self.stem(x))  # (B, D, H/8, W/8)

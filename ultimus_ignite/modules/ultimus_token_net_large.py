@@ -20,6 +20,9 @@ class UltimusTokenNetLarge(nn.Module):
          3x3   convolution to widths[2], max-pool; convolution; attention over 9 tokens
                max over the positions, linear classifier
 
+    This is at 32 pixels. After the first convolution, each max-pool halves the sides and rounds
+    down, so that 9 pixels are the least; at S pixels the last tokens are (S - 1) // 8 squared.
+
     From airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498): the widths, the order of pool
     and norm, and the 3x3 convolutions that start as the identity. The attention is added.
 
@@ -28,8 +31,11 @@ class UltimusTokenNetLarge(nn.Module):
         widths: channels at each resolution.
         key_dim: key dimensions of each block.
 
+    Raises:
+        ValueError: the images do not have 3 channels, or a side is below 9 pixels.
+
     Shape:
-        ``(B, 3, 32, 32) -> (B, num_classes)``
+        ``(B, 3, H, W) -> (B, num_classes)``, H and W 9 or more.
 
     Example:
         >>> model = UltimusTokenNetLarge()
@@ -58,8 +64,13 @@ class UltimusTokenNetLarge(nn.Module):
         self.classifier = nn.Linear(third, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 9:
+            raise ValueError(
+                "UltimusTokenNetLarge takes images of shape (B, 3, H, W), H and W 9 or more, "
+                f"got {tuple(images.shape)}"
+            )
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stages(x)  # (B, C, 3, 3)
+        x = self.stages(x)  # (B, C, H', W')
         logits: Tensor = self.classifier(x.amax(dim=(2, 3)))
         return logits
 
