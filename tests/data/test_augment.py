@@ -36,15 +36,19 @@ def one_by_one(augment, images, draws):
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**63),
-    shape=st.tuples(st.integers(1, 9), st.just(3), st.integers(9, 34), st.integers(9, 34)),
-    crop_padding=st.integers(0, 6),
-    cutout_size=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 5), st.just(3), st.integers(8, 224), st.integers(8, 224)),
+    share=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
     cutout=st.sampled_from([0.0, 0.5, 1.0]),
     grey=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_a_batch_equals_torchvision_image_by_image(seed, shape, **options):
-    augment = Augment(Normalize(MEAN, STD), **options)
+def test_a_batch_equals_torchvision_image_by_image(seed, shape, share, **options):
+    side = min(shape[2:])
+    crop_padding = round(share[0] * (side - 1))
+    cutout_size = 1 + round(share[1] * (side - 1))
+    augment = Augment(
+        Normalize(MEAN, STD), crop_padding=crop_padding, cutout_size=cutout_size, **options
+    )
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     before = images.clone()
@@ -89,3 +93,17 @@ def test_no_draw_leaves_the_image_whole(flip):
     result = augment(images, augment.draw(images.shape, torch.Generator()))
     expected = images.flip(-1) if flip else images
     torch.testing.assert_close(result, expected.float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_padding": 20}, "crop_padding must be from 0 to 19 for images of 20x24 .* got 20"),
+        ({"crop_padding": -1}, "crop_padding must be from 0 to 19 .* got -1"),
+        ({"cutout": 0.5, "cutout_size": 21}, "cutout_size must be from 1 to 20 .* got 21"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused(options, message):
+    augment = Augment(Normalize(MEAN, STD), **options)
+    with pytest.raises(ValueError, match=message):
+        augment.draw(torch.Size((4, 3, 20, 24)), torch.Generator())

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ultimus_ignite.modules import UltimusTokenNetLarge
+from ultimus_ignite.modules import UltimusBlock, UltimusTokenNetLarge
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -46,9 +46,25 @@ def test_bfloat16_agrees(model):
 def test_the_traced_and_the_exported_model_compute_the_same(model):
     """`aot_eager` compiles no C++: that of a stage is compiled in test_ultimus_token_net.py."""
     traced = torch.compile(model, backend="aot_eager", fullgraph=True)
-    exported = torch.export.export(model, (IMAGES,)).module()
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    exported = torch.export.export(model, (IMAGES,), dynamic_shapes=dynamic).module()
     torch.testing.assert_close(traced(IMAGES), model(IMAGES))
-    torch.testing.assert_close(exported(IMAGES), model(IMAGES))
+    torch.testing.assert_close(exported(IMAGES[:3]), model(IMAGES[:3]))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (16, 16), (96, 96), (41, 24)])
+def test_images_of_other_sizes(model, size):
+    tokens = []
+    first = next(m for m in model.modules() if isinstance(m, UltimusBlock))
+    first.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[1]))
+    assert torch.isfinite(model(torch.randn(2, 3, *size))).all()
+    assert tokens == [((size[0] - 1) // 4) * ((size[1] - 1) // 4)]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 8), (2, 3, 8, 32), (2, 1, 32, 32), (3, 32, 32)])
+def test_images_that_it_does_not_take_are_named(model, shape):
+    with pytest.raises(ValueError, match=r"takes .*9 or more, got \("):
+        model(torch.zeros(shape))
 
 
 @pytest.mark.slow

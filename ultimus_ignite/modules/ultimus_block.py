@@ -96,8 +96,9 @@ class UltimusBlock(nn.Module):
             z = _token_weights(q, k, mask) @ v
         else:
             q, k, v = (y.unsqueeze(-3) for y in (q, k, v))  # one head
-            heads = None if mask is None else torch.atleast_2d(mask).unsqueeze(-3)
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=heads).squeeze(-3)
+            if mask is not None:
+                mask = mask[None, None] if mask.dim() == 1 else mask.unsqueeze(-3)
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(-3)
         output: Tensor = self.out(z)
         return output
 
@@ -152,10 +153,11 @@ class UltimusBlock(nn.Module):
 
 
 def _token_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+    scores: Tensor = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
     if mask is None:
         return scores.softmax(dim=-1)
-    # The lowest number instead of -inf: with -inf a row that is all masked would be NaN.
+    # The lowest number instead of -inf: a row that is all -inf has NaN inside, which anomaly
+    # detection reports.
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
     return weights.masked_fill(~mask, 0)
 
@@ -163,7 +165,7 @@ def _token_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 def _feature_weights(q: Tensor, k: Tensor) -> Tensor:
     """``(K, K, ...)``: at ``[i, j]`` the weight of ``v[i]`` in ``z[j]``."""
     q, k = _first(q), _first(k)
-    scores = (q * q.shape[0] ** -0.5).unsqueeze(1) * k.unsqueeze(0)
+    scores: Tensor = (q * q.shape[0] ** -0.5).unsqueeze(1) * k.unsqueeze(0)
     return scores.softmax(dim=0)
 
 
