@@ -263,6 +263,14 @@ def test_resuming_with_another_recipe_names_the_difference(finished, change, mes
         train(finished, dataclasses.replace(RECIPE, **change), resume=True)
 
 
+def test_final_weights_without_a_checkpoint_are_not_replaced(finished):
+    shutil.rmtree(finished / "checkpoints")
+    before = (finished / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="but no checkpoint: choose another --out"):
+        train(finished, resume=True)
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
 def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, finished, capsys):
     longer = dataclasses.replace(RECIPE, epochs=5)
     with RunDirectory(finished).open(resume=True) as directory:

@@ -44,6 +44,11 @@ def restore_newest(
             raise CheckpointError(f"{directory.path} was begun on other data: {changes}") from error
         raise
     if checkpoint is None:
+        if directory.model.exists():  # to begin anew would replace it
+            raise CheckpointError(
+                f"{directory.path} holds the weights of a finished run, but no checkpoint: "
+                "choose another --out"
+            )
         return
     epochs_before = checkpoint["trainer"]["max_epochs"]
     if epochs_before != recipe.epochs and not extend_epochs:

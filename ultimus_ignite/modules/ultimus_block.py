@@ -78,7 +78,7 @@ class UltimusBlock(nn.Module):
             x: ``(..., D)`` over features, ``(B, ..., N, D)`` over tokens.
             mask: over tokens only: boolean, broadcast to ``(B, ..., N, N)``. True at ``[n, m]``:
                 token n may attend to token m, as in ``F.scaled_dot_product_attention``. A token
-                that may attend to none gets the bias of ``out``.
+                that may attend to none gets zeros.
 
         Returns:
             The shape of ``x``.
@@ -100,6 +100,8 @@ class UltimusBlock(nn.Module):
                 mask = mask[None, None] if mask.dim() == 1 else mask.unsqueeze(-3)
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(-3)
         output: Tensor = self.out(z)
+        if mask is not None:
+            output = output.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
         return output
 
     def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
