@@ -96,9 +96,10 @@ class UltimusBlock(nn.Module):
             z = _token_weights(q, k, mask) @ v
         else:
             q, k, v = (y.unsqueeze(-3) for y in (q, k, v))  # one head
+            of_the_head = None
             if mask is not None:
-                mask = mask[None, None] if mask.dim() == 1 else mask.unsqueeze(-3)
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(-3)
+                of_the_head = mask[None, None] if mask.dim() == 1 else mask.unsqueeze(-3)
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=of_the_head).squeeze(-3)
         output: Tensor = self.out(z)
         if mask is not None:
             output = output.masked_fill(~mask.any(dim=-1, keepdim=True), 0)
