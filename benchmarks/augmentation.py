@@ -131,8 +131,9 @@ def contestants() -> dict[str, Iterable[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     normalize = Normalize(MEAN, STD)
     recipe = Recipe(grey=0.5)
-    names = ("crop_padding", "flip", "cutout", "cutout_size", "grey")
-    augment = Augment(normalize, **{name: getattr(recipe, name) for name in names})
+    names = ("flip", "cutout", "grey")
+    chances = {name: getattr(recipe, name) for name in names}
+    augment = Augment(normalize, **chances, **recipe.sizes())
     kornia = kornia_transform()
 
     def ultimus(augment: Augment) -> Tensor:

@@ -41,6 +41,8 @@ from ultimus_ignite.recipe import RECIPES, RangeTest, Recipe, RecipeError
         ("flip", float("nan")),
         ("cutout", -0.1),
         ("cutout_size", 33),
+        ("image_size", 7),
+        ("image_size", 4097),
         ("grey", 2.0),
         ("val_fraction", 1.0),
         ("weight_decay", -0.1),

@@ -1,10 +1,8 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,26 +10,15 @@ from ignite.engine import Engine
 from torch import nn
 from torch.optim import Optimizer
 
+from ultimus_ignite.batches import Split, create_batches
 from ultimus_ignite.checks import check_schedule, usable_device
-from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
-from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
+from ultimus_ignite.data.stream import TrainingStream
 from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
-from ultimus_ignite.modules import MODELS
+from ultimus_ignite.models import create_model, find_model
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.seeding import derive_seed
-
-
-class Split(NamedTuple):
-    """Images that a model is evaluated on."""
-
-    name: str
-    """``test`` or ``val``, the prefix of its columns in ``history.csv``."""
-    title: str
-    """``Test set`` or ``Validation set``, its name in the log."""
-    batches: EvaluationBatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +61,12 @@ def build(recipe: Recipe) -> Parts:
     """
     device = usable_device(recipe)
     find_model(recipe)  # reading the data takes longer
-    data = load(recipe.data, recipe.data_dir, skip_unreadable=recipe.skip_unreadable)
+    data = load(
+        recipe.data,
+        recipe.data_dir,
+        image_size=recipe.image_size,
+        skip_unreadable=recipe.skip_unreadable,
+    )
     model = create_model(recipe, num_classes=len(data.classes)).to(device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
@@ -113,29 +105,6 @@ def build(recipe: Recipe) -> Parts:
     )
 
 
-def find_model(recipe: Recipe) -> Callable[..., nn.Module]:
-    """The class of the recipe's model.
-
-    Raises:
-        RecipeError: there is no such model.
-    """
-    if recipe.model not in MODELS:
-        raise RecipeError(f"model must be one of {', '.join(MODELS)}, got {recipe.model!r}")
-    return MODELS[recipe.model]
-
-
-def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
-    """The recipe's model, with initial weights that depend only on the recipe's seed.
-
-    Raises:
-        RecipeError: there is no such model.
-    """
-    model_class = find_model(recipe)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(recipe.seed, "init", 0))
-        return model_class(num_classes=num_classes)
-
-
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
     """Fused AdamW: one kernel per parameter group, and non-finite steps are skipped.
 
@@ -169,47 +138,3 @@ def create_scheduler(
         div_factor=recipe.div_factor,
         final_div_factor=recipe.final_div_factor,
     )
-
-
-def create_batches(
-    recipe: Recipe, data: ImageData, device: torch.device
-) -> tuple[TrainingStream, Split | None, Split]:
-    """Training batches, the test set if there is one, and the images that judge the epochs.
-
-    All images are moved to the device once, as uint8.
-
-    Raises:
-        DataError: there are too few images for ``val_fraction``, or a validation set already.
-    """
-    if recipe.val_fraction:
-        data = data.hold_out(recipe.val_fraction, recipe.seed)
-    normalize = Normalize(data.mean, data.std)
-    augment = Augment(
-        normalize,
-        crop_padding=recipe.crop_padding,
-        flip=recipe.flip,
-        cutout=recipe.cutout,
-        cutout_size=recipe.cutout_size,
-        grey=recipe.grey,
-    )
-    stream = TrainingStream(
-        data.train_images.to(device),
-        data.train_labels.to(device),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augment=augment,
-    )
-
-    titles = {"val": "Validation set", "test": "Test set"}
-    splits = {}
-    for name, (images, labels) in data.splits.items():
-        if name in titles:
-            batches = EvaluationBatches(
-                images.to(device),
-                labels.to(device),
-                batch_size=recipe.batch_size,
-                normalize=normalize,
-            )
-            splits[name] = Split(name, titles[name], batches)
-    test = splits.get("test")
-    return stream, test, splits.get("val") or splits["test"]

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from ultimus_ignite.errors import UserError
 
@@ -15,7 +15,7 @@ class RecipeError(UserError, ValueError):
 
 # Fields that may also be None or "auto".
 _OPTIONAL = {"max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every"}
-_OPTIONAL |= {"patience", "max_hours"}
+_OPTIONAL |= {"patience", "max_hours", "crop_padding", "cutout_size"}
 _COUNTS = "epochs batch_size accumulation_steps checkpoint_every patience kills repeats"
 _FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio max_hours"
 _POSITIVE = "max_lr div_factor final_div_factor max_grad_norm max_hours"
@@ -31,8 +31,9 @@ _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
     (_FINITE, "be finite", isfinite),
     ("pct_start label_smoothing flip cutout grey", "lie in [0, 1]", lambda x: 0 <= x <= 1),
     ("val_fraction", "lie in [0, 1)", lambda x: 0 <= x < 1),
-    ("cutout_size", "lie in [1, 32]", lambda x: 1 <= x <= 32),
-    ("crop_padding", "lie in [0, 31]", lambda x: 0 <= x <= 31),
+    ("image_size", "lie in [8, 4096]", lambda x: 8 <= x <= 4096),
+    ("cutout_size", "be at least 1", lambda x: x >= 1),
+    ("crop_padding", "be at least 0", lambda x: x >= 0),
 ]
 
 
@@ -67,11 +68,17 @@ class Recipe:
     """
 
     model: str = "UltimusNet"
-    """Name of a class in ultimus_ignite.modules."""
+    """A class of ultimus_ignite.modules, or module:callable, or FILE.py:callable."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model besides num_classes and image_size."""
+    init: str | None = None
+    """Start from these weights: the folder of a finished run, or a safetensors file."""
     data: str = "auto"
     """cifar10, digits, folder:DIR, ... (a wrong name lists all); auto: cifar10, or else digits."""
     data_dir: str = "~/.cache/ultimus-ignite"
     """Folder for downloads and decoded images."""
+    image_size: int = 32
+    """Height and width that all images are brought to, in pixels."""
     skip_unreadable: bool = False
     """Leave out files of a folder that are not readable images."""
     epochs: int = 24
@@ -104,14 +111,14 @@ class Recipe:
     """Gradients above this 2-norm are scaled down to it; never when None."""
     max_loss_ratio: float | None = 20.0
     """End the run after 5 losses in a row above this multiple of their running median."""
-    crop_padding: int = 2
-    """Pixels of reflected padding on each side, before a random 32x32 crop: 32 -> 36."""
+    crop_padding: int | Literal["auto"] = "auto"
+    """Pixels of reflected padding on each side before a random crop; auto: image_size // 16."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     cutout: float = 0.5
     """Probability of cutting out one square hole."""
-    cutout_size: int = 8
-    """Side of the hole, in pixels."""
+    cutout_size: int | Literal["auto"] = "auto"
+    """Side of the hole, in pixels; auto: image_size // 4."""
     val_fraction: float = 0.0
     """Share of the training images held out to judge the epochs; then one test at the end."""
     grey: float = 0.0
@@ -131,6 +138,25 @@ class Recipe:
         check_ranges(self)
         if not re.fullmatch("[a-z]+(:[0-9]{1,3})?", self.device):  # torch alone knows which exist
             raise RecipeError(f"device must be auto, or such as cpu or cuda:1, got {self.device!r}")
+        if self.crop_padding != "auto" and self.crop_padding >= self.image_size:
+            limit = f"be below image_size, {self.image_size}"  # a reflection ends at the border
+            raise RecipeError(f"crop_padding must {limit}, got {self.crop_padding}")
+        if self.cutout_size != "auto" and self.cutout_size > self.image_size:
+            limit = f"be at most image_size, {self.image_size}"
+            raise RecipeError(f"cutout_size must {limit}, got {self.cutout_size}")
+
+    def sizes(self) -> dict[str, int]:
+        """``crop_padding`` and ``cutout_size`` in pixels, also where they are ``auto``.
+
+        Example:
+            >>> Recipe(image_size=96, cutout_size=40).sizes()
+            {'crop_padding': 6, 'cutout_size': 40}
+        """
+        padding, hole = self.crop_padding, self.cutout_size
+        return {
+            "crop_padding": self.image_size // 16 if padding == "auto" else padding,
+            "cutout_size": self.image_size // 4 if hole == "auto" else hole,
+        }
 
 
 RecipeName = Literal["classic", "tokens", "large"]

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ultimus_ignite.data.image_data import DataError, ImageData
@@ -57,8 +58,9 @@ IMAGES, LABELS = random_set(6, seed=3)
     ("images", "labels", "expected", "got"),
     [
         (IMAGES.float(), LABELS, "torch.uint8", "torch.float32"),
-        (IMAGES[:, :1], LABELS, r"\(N > 0, 3, 32, 32\)", r"\(6, 1, 32, 32\)"),
-        (IMAGES.permute(0, 2, 3, 1), LABELS, r"\(N > 0, 3, 32, 32\)", r"\(6, 32, 32, 3\)"),
+        (IMAGES[:, :1], LABELS, r"\(N > 0, 3, S, S\)", r"\(6, 1, 32, 32\)"),
+        (IMAGES.permute(0, 2, 3, 1), LABELS, r"\(N > 0, 3, S, S\)", r"\(6, 32, 32, 3\)"),
+        (IMAGES[..., :31], LABELS, r"\(N > 0, 3, S, S\)", r"\(6, 3, 32, 31\)"),
         (IMAGES[:0], LABELS[:0], "N > 0", r"\(0, 3, 32, 32\)"),
         (IMAGES[0, 0, 0, 0], LABELS, "N > 0", r"\(\)"),
         (IMAGES, LABELS.int(), "torch.int64", "torch.int32"),
@@ -136,3 +138,21 @@ def test_a_share_that_leaves_a_class_without_images_is_refused():
     data = ImageData.measure("few", ("a", "b"), (images, labels), (images, labels))
     with pytest.raises(DataError, match="few: val_fraction 0.5"):
         data.hold_out(0.5, seed=1)
+
+
+def test_all_splits_have_one_size() -> None:
+    small = IMAGES[..., :31, :31], LABELS
+    with pytest.raises(DataError, match="train and test images differ in size: 32 and 31 pixels"):
+        measure((IMAGES, LABELS), small)
+
+
+@pytest.mark.parametrize("size", [8, 31, 33, 64, 100])
+def test_resized_is_pillows_bilinear_filter(size: int) -> None:
+    data = measure((IMAGES, LABELS), (IMAGES, LABELS))
+    resized = data.resized(size)
+    for tensor, pixels in zip(IMAGES, resized.train_images, strict=True):
+        picture = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+        expected = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(expected.transpose(2, 0, 1) - pixels.numpy().astype(int)).max() <= 1
+    assert resized.sha256 != data.sha256
+    assert data.resized(32) is data

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ultimus_ignite.data import sources
 from ultimus_ignite.errors import ExitCode, UserError
@@ -20,6 +22,7 @@ from ultimus_ignite.recipe import RECIPES, Recipe, RecipeName
 from ultimus_ignite.run_directory import RunDirectory
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+_TYPES = ConstructorRegistry()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,12 @@ def parse(
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: AnyArguments = tyro.cli(
-                arguments, prog=prog, description=description, args=list(argv), default=default
+                arguments,
+                prog=prog,
+                description=description,
+                args=list(argv),
+                default=default,
+                registry=_TYPES,
             )
         return parsed
     except SystemExit as end:
@@ -106,6 +114,30 @@ def parse_recipe(
     parsed = parse(arguments, prog, argv, default=arguments(recipe=recipe))
     sources.check(parsed.recipe.data)
     return parsed
+
+
+@_TYPES.primitive_rule
+def _json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """How tyro reads a field of the type dict[str, Any]."""
+    if info.type != dict[str, Any]:
+        return None
+
+    def read(texts: list[str]) -> dict[str, Any]:
+        try:
+            value = json.loads(texts[0])
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"expected JSON such as '{{\"width\": 8}}', got {texts[0]}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
 
 
 def writable(folder: Path) -> Path:

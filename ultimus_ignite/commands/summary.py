@@ -23,8 +23,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
     """Print the layer table."""
     arguments = parse_recipe(SummaryArguments, prog, argv)
 
-    from ultimus_ignite.build import create_model, find_model
     from ultimus_ignite.data.sources import count_classes
+    from ultimus_ignite.models import create_model, find_model
     from ultimus_ignite.modules import UltimusNet
 
     recipe = arguments.recipe

@@ -1,6 +1,6 @@
 """The cache of a folder of images: its decoded tensors in one file, mapped into memory.
 
-M: number of images; unreadable files that were left out have none.
+M: number of images; unreadable files that were left out have none. S: side of the images.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ultimus_ignite.data.image_data import IMAGE_SHAPE, ImageData
+from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.layout import SPLITS
 from ultimus_ignite.data.reuse import Bytes
 from ultimus_ignite.data.scratch import scratch_folder
@@ -29,9 +29,11 @@ class FolderCache:
 
     Args:
         path: the file.
+        image_size: S, in pixels.
     """
 
     path: Path
+    image_size: int
 
     def read(
         self, fingerprint: str, name: str, classes: tuple[str, ...], splits: Iterable[str]
@@ -60,18 +62,19 @@ class FolderCache:
             return None
 
     def read_known(self) -> tuple[Bytes, Bytes]:
-        """The marks, (M, 32), and images, (M, 3, 32, 32), also of an outdated cache; M may be 0."""
+        """The marks, (M, 32), and images, (M, 3, S, S), also of an outdated cache; M may be 0."""
+        shape = (3, self.image_size, self.image_size)
         try:
             with safe_open(self.path, framework="np") as file:
                 marks = file.get_tensor("marks")
                 present = set(file.keys())
                 keys = [key for split in SPLITS if (key := f"{split}_images") in present]
                 images = np.concatenate([file.get_tensor(key) for key in keys])
-            if (len(marks), *IMAGE_SHAPE) == images.shape:
+            if (len(marks), *shape) == images.shape:
                 return marks, images
         except (OSError, SafetensorError, ValueError):
             pass
-        return np.empty((0, 0), np.uint8), np.empty((0, *IMAGE_SHAPE), np.uint8)
+        return np.empty((0, 0), np.uint8), np.empty((0, *shape), np.uint8)
 
     def write(self, fingerprint: str, data: ImageData, marks: Bytes) -> None:
         """Replace the cache in one step, or warn."""

@@ -1,6 +1,6 @@
 """The data of a run: checked tensors, with the names of the classes and the statistics.
 
-N: number of images; images are always (N, 3, 32, 32), RGB.
+N: number of images; images are always (N, 3, S, S), RGB, with one S for all of a run.
 """
 
 import hashlib
@@ -8,13 +8,12 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ultimus_ignite.errors import DataError
 
-__all__ = ["IMAGE_SHAPE", "DataError", "ImageData"]
-
-IMAGE_SHAPE = (3, 32, 32)
+__all__ = ["DataError", "ImageData"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +39,7 @@ class ImageData:
     classes: tuple[str, ...]
     """Names of the classes; label i is ``classes[i]``."""
     train_images: Tensor
-    """uint8 (N, 3, 32, 32), N > 0. If cached: a private memory map of the file, read on use."""
+    """uint8 (N, 3, S, S), N > 0. If cached: a private memory map of the file, read on use."""
     train_labels: Tensor
     """int64 (N,), 0 to ``len(classes) - 1``."""
     test_images: Tensor | None
@@ -65,6 +64,9 @@ class ImageData:
     def __post_init__(self) -> None:
         for split, (images, labels) in self.splits.items():
             _check(f"{self.name}, {split}", images, labels, len(self.classes))
+            if images.shape[1:] != self.train_images.shape[1:]:
+                found = f"{self.image_size} and {images.shape[-1]} pixels"
+                raise DataError(f"{self.name}: train and {split} images differ in size: {found}")
         if len(self.splits) == 1:
             raise DataError(f"{self.name}: neither a test set nor a validation set")
 
@@ -77,6 +79,11 @@ class ImageData:
         if self.test_images is not None and self.test_labels is not None:
             splits["test"] = self.test_images, self.test_labels
         return splits
+
+    @property
+    def image_size(self) -> int:
+        """S, the height and width of all images in pixels."""
+        return self.train_images.shape[-1]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -97,7 +104,7 @@ class ImageData:
         Args:
             name: as the field.
             classes: as the field.
-            train: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
+            train: images, uint8 (N, 3, S, S), and labels, int64 (N,).
             test: as ``train``; None if there is no test set.
             val: as ``train``; None if there is no validation set.
 
@@ -131,6 +138,26 @@ class ImageData:
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().numpy().data)
         return replace(checked, mean=mean, std=std, sha256=digest.hexdigest())
+
+    def resized(self, image_size: int) -> "ImageData":
+        """The same images at another size, by an antialiased bilinear filter, measured anew.
+
+        Example:
+            >>> images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
+            >>> data = ImageData.measure("black", ("a", "b"), (images, labels), (images, labels))
+            >>> data.resized(48).train_images.shape
+            torch.Size([2, 3, 48, 48])
+        """
+        if image_size == self.image_size:
+            return self
+        resized = {
+            split: (F.interpolate(images, image_size, mode="bilinear", antialias=True), labels)
+            for split, (images, labels) in self.splits.items()
+        }
+        data = ImageData.measure(
+            self.name, self.classes, resized["train"], resized.get("test"), resized.get("val")
+        )
+        return replace(data, held_out=self.held_out, notes=self.notes)
 
     def hold_out(self, fraction: float, seed: int) -> "ImageData":
         """Hold out a share of each class's training images, as the validation set.
@@ -188,9 +215,10 @@ def _statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float
 
 def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raise `DataError` unless images and labels are what `ImageData` promises."""
-    if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+    is_square = images.ndim == 4 and images.shape[1:] == (3, images.shape[-1], images.shape[-1])
+    if images.dtype != torch.uint8 or not is_square or not images.numel():
         found = f"{images.dtype} {tuple(images.shape)}"
-        raise DataError(f"{split} images: expected torch.uint8 (N > 0, 3, 32, 32), got {found}")
+        raise DataError(f"{split} images: expected torch.uint8 (N > 0, 3, S, S), got {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         found = f"{labels.dtype} {tuple(labels.shape)}"
         raise DataError(f"{split} labels: expected torch.int64 ({len(images)},), got {found}")

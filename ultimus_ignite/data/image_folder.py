@@ -1,4 +1,4 @@
-"""`folder:DIR`: images of any format and size, decoded once to 32x32 and cached."""
+"""`folder:DIR`: images of any format and size, decoded once to squares and cached."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ultimus_ignite.data.class_names import check_class_names
 from ultimus_ignite.data.folder_cache import FolderCache
-from ultimus_ignite.data.image_data import IMAGE_SHAPE, ImageData
+from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.layout import EXPECTED, Classes, find_layout
 from ultimus_ignite.data.reuse import Bytes, decode_changed, mark_files
 from ultimus_ignite.data.walk import describe_passed_over
@@ -21,19 +21,22 @@ from ultimus_ignite.errors import DataError, one_line
 _NAMED = 5  # of what a note counts
 
 
-def load_folder(root: Path, data_dir: Path, *, skip_unreadable: bool = False) -> ImageData:
+def load_folder(
+    root: Path, data_dir: Path, *, image_size: int = 32, skip_unreadable: bool = False
+) -> ImageData:
     """Read a folder of images in one of the layouts of `ultimus_ignite.data.layout`.
 
     Classes and files are sorted by name. An image is what a viewer shows of it on white, resized
-    to 32x32 whatever its aspect ratio; see `ultimus_ignite.data.pixels`.
+    to a square whatever its aspect ratio; see `ultimus_ignite.data.pixels`.
 
-    The tensors are cached in ``data_dir/cache``, in one file per folder. The next call maps that
-    file into memory instead of decoding, as long as every image has its old name, size and times.
-    Otherwise it decodes those that have not.
+    The tensors are cached in ``data_dir/cache``, in one file per folder and size. The next call
+    maps that file into memory instead of decoding, as long as every image has its old name, size
+    and times. Otherwise it decodes those that have not.
 
     Args:
         root: absolute path of the folder.
         data_dir: folder of the cache; if it cannot be written, there is a warning.
+        image_size: height and width of the decoded images, in pixels.
         skip_unreadable: leave out what is not a readable image.
 
     Returns:
@@ -53,15 +56,16 @@ def load_folder(root: Path, data_dir: Path, *, skip_unreadable: bool = False) ->
     name = f"folder:{root}"
     fingerprint = hashlib.sha256(marks.tobytes()).hexdigest()  # of the paths, so of the layout, too
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    cache = FolderCache(data_dir / "cache" / f"folder-{key}.safetensors")
+    cache = FolderCache(data_dir / "cache" / f"folder-{key}-{image_size}.safetensors", image_size)
     data = cache.read(fingerprint, name, classes, layout.splits)
     kept = np.ones(len(paths), dtype=bool)
     if data is not None and sum(data.counts.values()) < len(paths):
         kept = _is_among(marks, cache.read_known()[0])
     if data is None or not (skip_unreadable or kept.all()):
         known = cache.read_known()
-        side = IMAGE_SHAPE[1]
-        images, kept = decode_changed(paths, marks, side, known, skip_unreadable=skip_unreadable)
+        images, kept = decode_changed(
+            paths, marks, image_size, known, skip_unreadable=skip_unreadable
+        )
         data = _assemble(name, classes, layout.splits, images, kept)
         cache.write(fingerprint, data, marks[kept])
     left_out = [paths[index] for index in np.flatnonzero(~kept).tolist()]
@@ -88,7 +92,7 @@ def _assemble(
         name: as in `ImageData`.
         classes: as in `ImageData`.
         splits: N files.
-        images: uint8 (M, 3, 32, 32), in the order of the files.
+        images: uint8 (M, 3, S, S), in the order of the files.
         kept: bool (N,), which files are images; M of them.
     """
     parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -51,7 +51,9 @@ SOURCES = {
 """The data sets that a spec may name."""
 
 
-def load(spec: str, data_dir: Path | str, *, skip_unreadable: bool = False) -> "ImageData":
+def load(
+    spec: str, data_dir: Path | str, *, image_size: int = 32, skip_unreadable: bool = False
+) -> "ImageData":
     """Load a data set into memory.
 
     Args:
@@ -63,6 +65,8 @@ def load(spec: str, data_dir: Path | str, *, skip_unreadable: bool = False) -> "
             - ``auto``: ``cifar10`` if it is present or can be downloaded, else ``digits``. Damaged
               data is an error.
         data_dir: folder for downloads and caches, made if needed. Data in it is never deleted.
+        image_size: height and width of the images in pixels. The named data sets have 32, which
+            are resized.
         skip_unreadable: leave out files of a ``folder:`` that are not readable images.
 
     Returns:
@@ -84,15 +88,20 @@ def load(spec: str, data_dir: Path | str, *, skip_unreadable: bool = False) -> "
         from ultimus_ignite.data.image_folder import load_folder
 
         root = _absolute(spec.removeprefix("folder:"))
-        return load_folder(root, data_dir, skip_unreadable=skip_unreadable)
-    if spec == "auto":
-        from ultimus_ignite.data.cifar import UnobtainableError
+        return load_folder(root, data_dir, image_size=image_size, skip_unreadable=skip_unreadable)
+    return _load_named(spec, data_dir).resized(image_size)
 
-        try:
-            return SOURCES["cifar10"].load(data_dir)
-        except UnobtainableError:
-            return SOURCES["digits"].load(data_dir)
-    return SOURCES[spec].load(data_dir)
+
+def _load_named(spec: str, data_dir: Path) -> "ImageData":
+    """One of `SOURCES`, or ``auto``."""
+    if spec != "auto":
+        return SOURCES[spec].load(data_dir)
+    from ultimus_ignite.data.cifar import UnobtainableError
+
+    try:
+        return SOURCES["cifar10"].load(data_dir)
+    except UnobtainableError:
+        return SOURCES["digits"].load(data_dir)
 
 
 def check(spec: str) -> None:
