@@ -26,13 +26,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ultimus_ignite import build
 from ultimus_ignite.commands.repeat import half_interval
-from ultimus_ignite.modules import UltimusTokenNet, UltimusTokenNetLarge
+from ultimus_ignite.modules import MODELS, UltimusTokenNet, UltimusTokenNetLarge
 from ultimus_ignite.modules.ultimus_token_net import Residual, TokenAttention
 from ultimus_ignite.recipe import RECIPES, Recipe
-from ultimus_ignite.run import run
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run import train
 
 
 class Nothing(nn.Module):
@@ -128,14 +126,13 @@ VARIANTS = {"tokens": tokens_variants, "large": large_variants}
 
 def accuracy(variant: Variant, seed: int) -> tuple[float, float]:
     """Held-out accuracy in percent after the last epoch, and seconds."""
-    build.MODELS[variant.recipe.model] = variant.model
+    MODELS[variant.recipe.model] = variant.model
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
-        RunDirectory(folder).open() as directory,
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        history = run(replace(variant.recipe, seed=seed), directory)
+        history = train(replace(variant.recipe, seed=seed), out=folder).history
     return 100 * history.rows[-1]["val_accuracy"], time.perf_counter() - start
 
 

@@ -33,7 +33,6 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
 
     from ultimus_ignite.commands.arguments import parse_recipe
     from ultimus_ignite.commands.train import TrainArguments
-    from ultimus_ignite.run_directory import RunDirectory
 
     recipe = parse_recipe(TrainArguments, "train-cifar", argv).recipe
     mark("flags")
@@ -52,8 +51,8 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
         mark("the first iteration")
         raise SystemExit
 
-    def build_and_mark(recipe):  # type: ignore[no-untyped-def]
-        parts = build(recipe)
+    def build_and_mark(recipe, **options):  # type: ignore[no-untyped-def]
+        parts = build(recipe, **options)
         mark("images, model, engines")
         parts.trainer.add_event_handler(ignite.engine.Events.STARTED, mark, "folder, log, events")
         parts.trainer.add_event_handler(ignite.engine.Events.ITERATION_COMPLETED, finish)
@@ -63,9 +62,8 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
     with (
         contextlib.suppress(SystemExit),
         tempfile.TemporaryDirectory() as folder,
-        RunDirectory(folder).open() as directory,
     ):
-        run_module.run(recipe, directory)
+        run_module.train(recipe, out=folder)
     print(json.dumps(marks))
 
 

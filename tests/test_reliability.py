@@ -49,8 +49,7 @@ def use_images(monkeypatch):
 
 
 def train(path, recipe=RECIPE):
-    with RunDirectory(path).open() as directory:
-        return module.run(recipe, directory)
+    return module.train(recipe, out=path).history
 
 
 def open_files():
@@ -86,8 +85,8 @@ def test_a_handler_that_raises_ends_the_run_with_its_own_error(
         iterations.append("failed")
         raise OwnError
 
-    def build(recipe):
-        parts = real(recipe)
+    def build(recipe, **options):
+        parts = real(recipe, **options)
         trainer = parts.trainer
         trainer.logger.disabled = True
         trainer.add_event_handler(event, fail)
@@ -118,13 +117,13 @@ def test_no_memory_gives_advice_and_keeps_what_is_saved(
 ):
     error = message if isinstance(message, Exception) else RuntimeError(message)
 
-    def build(recipe):
+    def build(recipe, **options):
         def step(engine, batch):
             if engine.state.iteration == 5:
                 raise error
             return update(engine, batch)
 
-        parts = real(recipe)
+        parts = real(recipe, **options)
         update = parts.trainer._process_function
         return dataclasses.replace(parts, trainer=Engine(step))
 
@@ -154,7 +153,7 @@ def test_a_disk_that_stays_full_is_one_line_and_a_bad_end(
                 monkeypatch.setattr(os, "fsync", full)
 
             monkeypatch.setattr(directory, "_write_status", write_then_fill)
-            module.run(RECIPE, directory)
+            module.run(module.build(RECIPE), directory)
 
     with pytest.warns(UserWarning, match="No space left"):
         code = cli.call(command, "train-cifar", [])

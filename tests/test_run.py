@@ -52,8 +52,8 @@ def finished(tmp_path, unbroken):
 
 
 def train(path, recipe=RECIPE, *, resume=False):
-    with RunDirectory(path).open(resume=resume) as directory:
-        return module.run(recipe, directory), directory
+    run = module.train(recipe, out=path, resume=resume)
+    return run.history, run.directory
 
 
 def weights(directory):
@@ -99,8 +99,8 @@ def test_a_run_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path, monkeypatch, 
 def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None, damage=lambda run: None):
     whole, whole_directory = unbroken or train(tmp_path / "whole", recipe)
 
-    def build(recipe):
-        parts = real(recipe)
+    def build(recipe, **options):
+        parts = real(recipe, **options)
         parts.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), cut_off)
         return parts
 
@@ -130,10 +130,10 @@ def assert_written_once(directory, history):
 
 
 def test_a_failure_before_the_first_iteration_is_no_run_that_goes_on(tmp_path, monkeypatch):
-    def full(recipe, parts):
+    def full(parts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "describe", full)
+    monkeypatch.setattr("ultimus_ignite.run_state.describe", full)
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -145,8 +145,8 @@ def test_a_signal_in_the_middle_of_an_evaluation_loses_nothing(
 ):
     whole, whole_directory = unbroken
 
-    def build(recipe):
-        parts = real(recipe)
+    def build(recipe, **options):
+        parts = real(recipe, **options)
 
         def interrupt():
             if parts.trainer.state.epoch == 2:
@@ -204,8 +204,10 @@ DAMAGES = {
 def no_training(monkeypatch):
     """Makes a step of any trainer an error."""
 
-    def build(recipe):
-        return dataclasses.replace(real(recipe), trainer=Engine(lambda engine, batch: 1 / 0))
+    def build(recipe, **options):
+        return dataclasses.replace(
+            real(recipe, **options), trainer=Engine(lambda engine, batch: 1 / 0)
+        )
 
     real = module.build
     monkeypatch.setattr(module, "build", build)
@@ -273,8 +275,7 @@ def test_final_weights_without_a_checkpoint_are_not_replaced(finished):
 
 def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, finished, capsys):
     longer = dataclasses.replace(RECIPE, epochs=5)
-    with RunDirectory(finished).open(resume=True) as directory:
-        history = module.run(longer, directory, extend_epochs=True)
+    history = module.train(longer, out=finished, resume=True, extend_epochs=True).history
     whole, _ = train(tmp_path / "whole", longer)
     assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
     assert history.rates[15:] == whole.rates[15:]
@@ -286,11 +287,8 @@ def test_extended_epochs_go_on_at_the_longer_runs_rates(tmp_path, finished, caps
 
 def test_epochs_that_are_over_cannot_be_taken_back(finished):
     shorter = dataclasses.replace(RECIPE, epochs=2)
-    with (
-        RunDirectory(finished).open(resume=True) as directory,
-        pytest.raises(RecipeError, match="above the 3 already done"),
-    ):
-        module.run(shorter, directory, extend_epochs=True)
+    with pytest.raises(RecipeError, match="above the 3 already done"):
+        module.train(shorter, out=finished, resume=True, extend_epochs=True)
 
 
 def test_resuming_with_another_number_of_processes_is_refused(finished, monkeypatch):
@@ -346,8 +344,10 @@ def test_unreadable_files_may_be_skipped_by_a_run_that_is_resumed(finished, caps
 
 
 def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
-    def build(recipe):
-        return dataclasses.replace(real(recipe), evaluator=Engine(lambda engine, batch: 1 / 0))
+    def build(recipe, **options):
+        return dataclasses.replace(
+            real(recipe, **options), evaluator=Engine(lambda engine, batch: 1 / 0)
+        )
 
     real = module.build
     monkeypatch.setattr(module, "build", build)
@@ -373,7 +373,7 @@ def test_every_way_to_step_resumes_bit_exactly(tmp_path, monkeypatch, changes):
 def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
     _, directory = unbroken
     description = json.loads(directory.description.read_text())
-    assert Recipe(**description["recipe"]) == RECIPE
+    assert Recipe(**description["recipe"]) == dataclasses.replace(RECIPE, **RECIPE.sizes())
     assert description["data"] == {
         "name": "digits", "sha256": few_digits.sha256, "classes": 10,
         "train": 300, "val": 0, "test": 100, "held_out": "", "notes": [],
@@ -583,8 +583,8 @@ def test_killed_after_the_decision_a_run_ends_without_another_epoch(
 
 
 def test_a_signal_in_the_epoch_that_ends_a_run_early_does_not_interrupt_it(tmp_path, monkeypatch):
-    def build(recipe):
-        parts = real(recipe)
+    def build(recipe, **options):
+        parts = real(recipe, **options)
         parts.trainer.add_event_handler(
             Events.ITERATION_COMPLETED(once=15), lambda: signal.raise_signal(signal.SIGHUP)
         )

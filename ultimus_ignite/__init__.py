@@ -1,6 +1,25 @@
 """Ignite engines, handlers and models for training image classifiers.
 
 The handlers in `ultimus_ignite.handlers` attach to any Ignite Engine, `ultimus_ignite.modules` are
-plain torch modules, and `ultimus_ignite.run` wires both into one training run. This module imports
-none of them, so that `train-cifar --help` does not load torch.
+plain torch modules, and `train` wires both into one training run.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ultimus_ignite.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ultimus_ignite.data.image_data import ImageData
+    from ultimus_ignite.run import train
+
+__all__ = ["ImageData", "Recipe", "train"]
+
+# Loaded on first use, because they load torch, which `train-cifar --help` must not do.
+_HOMES = {"ImageData": "ultimus_ignite.data.image_data", "train": "ultimus_ignite.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

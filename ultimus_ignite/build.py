@@ -1,7 +1,7 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,13 +11,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ultimus_ignite.batches import Split, create_batches
-from ultimus_ignite.checks import check_schedule, usable_device
+from ultimus_ignite.checks import (
+    check_model,
+    check_optimizer,
+    check_schedule,
+    usable_device,
+)
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.data.stream import TrainingStream
 from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
-from ultimus_ignite.models import create_model, find_model
+from ultimus_ignite.initial_weights import load_initial_weights
+from ultimus_ignite.models import create_model, find_model, name_of
 from ultimus_ignite.recipe import Recipe, RecipeError
 
 
@@ -25,6 +31,8 @@ from ultimus_ignite.recipe import Recipe, RecipeError
 class Parts:
     """Everything that a run needs, built but not yet wired."""
 
+    recipe: Recipe
+    """The recipe, with the names and sizes of what was really built."""
     device: torch.device
     data: ImageData
     model: nn.Module
@@ -40,6 +48,8 @@ class Parts:
     """The test set; None if the data have none."""
     evaluated: Split
     """The images that judge the epochs: the validation set if there is one, else the test set."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the model, one line each."""
 
     @property
     def validates(self) -> bool:
@@ -47,11 +57,27 @@ class Parts:
         return self.evaluated is not self.test
 
 
-def build(recipe: Recipe) -> Parts:
-    """Load the data and build everything that a recipe names.
+def build(
+    recipe: Recipe,
+    *,
+    model: nn.Module | None = None,
+    data: ImageData | None = None,
+    optimizer: Optimizer | None = None,
+    resumes: bool = False,
+) -> Parts:
+    """Load the data and build everything that a recipe names, but for what is given.
+
+    Args:
+        recipe: what to train and how.
+        model: used instead of the recipe's model; moved to the device.
+        data: used instead of the recipe's data.
+        optimizer: over the parameters of ``model``; used instead of AdamW. Its rates are set by the
+            recipe's schedule, and ``weight_decay`` is its own.
+        resumes: the weights will be those of a checkpoint, so the recipe's ``init`` is not read.
 
     Raises:
-        RecipeError: the device, the model or a compiler does not exist, or the run is too short.
+        RecipeError: the device, the model, its ``init`` or a compiler does not exist, the model
+            does not fit the data, or the run is too short.
         DataError: the data are missing or malformed.
 
     Example:
@@ -60,18 +86,73 @@ def build(recipe: Recipe) -> Parts:
         (3, 25786)
     """
     device = usable_device(recipe)
-    find_model(recipe)  # reading the data takes longer
-    data = load(
-        recipe.data,
-        recipe.data_dir,
-        image_size=recipe.image_size,
-        skip_unreadable=recipe.skip_unreadable,
-    )
-    model = create_model(recipe, num_classes=len(data.classes)).to(device)
+    if model is None:
+        find_model(recipe.model)  # reading the data takes longer
+    else:
+        recipe = replace(recipe, model=name_of(model), model_args={})
+    if data is None:
+        data = load(
+            recipe.data,
+            recipe.data_dir,
+            image_size=recipe.image_size,
+            skip_unreadable=recipe.skip_unreadable,
+        )
+    else:
+        recipe = replace(recipe, data=data.name, image_size=data.image_size)
+    recipe = replace(recipe, **recipe.sizes())
+
+    stream, test, evaluated = create_batches(recipe, data, device)
+    check_schedule(recipe, recipe.epochs * stream.epoch_length)
+    num_classes = len(data.classes)
+    if model is None:
+        model = create_model(recipe, num_classes=num_classes)
+    model.to(device)
+    images = stream.batch(0).images[: min(2, _smallest_part(recipe, stream))]
+    check_model(model, images, name=recipe.model, num_classes=num_classes)
+    notes = []
+    if recipe.init is not None and not resumes:
+        notes.append(load_initial_weights(model, recipe.init, num_classes=num_classes))
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
-    optimizer = create_optimizer(model, weight_decay=recipe.weight_decay)
+    if optimizer is None:
+        optimizer = create_optimizer(model, weight_decay=recipe.weight_decay)
+    else:
+        check_optimizer(optimizer, model)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    trainer, evaluator, tester = create_engines(recipe, model, optimizer, scaler, device)
+    return Parts(
+        recipe=recipe,
+        device=device,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        trainer=trainer,
+        evaluator=evaluator,
+        tester=tester,
+        stream=stream,
+        test=test,
+        evaluated=evaluated,
+        notes=tuple(notes),
+    )
+
+
+def _smallest_part(recipe: Recipe, stream: TrainingStream) -> int:
+    """The least number of images that a forward pass of the training gets."""
+    full = min(recipe.batch_size, len(stream.labels))
+    last = len(stream.labels) % full or full
+    steps = recipe.accumulation_steps
+    return min(len(part) for size in (full, last) for part in torch.empty(size).chunk(steps))
+
+
+def create_engines(
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> tuple[Engine, Engine, Engine]:
+    """The trainer, and two equal evaluators: one for each epoch, one for the end."""
     dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
     trainer = create_trainer(
         model,
@@ -88,21 +169,7 @@ def build(recipe: Recipe) -> Parts:
         create_evaluator(model, device=device, autocast_dtype=dtype, mirror=recipe.mirror)
         for _ in range(2)
     )
-    stream, test, evaluated = create_batches(recipe, data, device)
-    check_schedule(recipe, recipe.epochs * stream.epoch_length)
-    return Parts(
-        device=device,
-        data=data,
-        model=model,
-        optimizer=optimizer,
-        scaler=scaler,
-        trainer=trainer,
-        evaluator=evaluator,
-        tester=tester,
-        stream=stream,
-        test=test,
-        evaluated=evaluated,
-    )
+    return trainer, evaluator, tester
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
@@ -112,7 +179,7 @@ def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimize
     decay this is Adam.
     """
     by_decay = defaultdict(list)  # without decay there is one group, so one kernel
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         by_decay[weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     groups = [{"params": same, "weight_decay": decay} for decay, same in by_decay.items()]
     return torch.optim.AdamW(groups, fused=True)  # the scheduler sets the rate

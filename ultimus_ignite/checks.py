@@ -3,9 +3,16 @@
 What the flags alone tell is refused earlier, in `ultimus_ignite.commands.arguments`.
 """
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
-from ultimus_ignite.engines import select_device
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from ultimus_ignite.engines import evaluating, select_device
+from ultimus_ignite.models import reason
 from ultimus_ignite.recipe import Recipe, RecipeError
 
 
@@ -59,3 +66,71 @@ does not rise to max_lr: give more --epochs, a smaller --batch-size or another -
             f"in {length} with pct_start {recipe.pct_start:.4g} the learning rate does not rise to "
             "max_lr: give more --epochs, a smaller --batch-size or another --pct-start"
         )
+
+
+def check_model(model: nn.Module, images: Tensor, *, name: str, num_classes: int) -> None:
+    """Try a model on a few images, in eval mode and in training, and leave no trace in it.
+
+    Args:
+        model: on the device of the images; its layers that are lazy are made by this.
+        images: as the model will get them, float32 (B, 3, S, S).
+        name: of the model, for messages.
+        num_classes: number of logits that are wanted.
+
+    Raises:
+        RecipeError: it fails, or it gives anything but logits that depend on trained parameters.
+
+    Example:
+        >>> check_model(nn.Flatten(), torch.zeros(2, 3, 8, 8), name="Flat", num_classes=10)
+        Traceback (most recent call last):
+            ...
+        ultimus_ignite.recipe.RecipeError: model: Flat gives torch.float32 (2, 192) for 2 images \
+of 8x8 pixels, expected logits (2, 10)
+    """
+    with torch.random.fork_rng():
+        with evaluating(model), torch.no_grad():
+            _check_logits(_call(model, images, name), images, name, num_classes)
+        # Clones, because BatchNorm and its like change their buffers in training.
+        buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+        with torch.enable_grad():
+            logits = _call(lambda x: functional_call(model, buffers, (x,)), images, name)
+        _check_logits(logits, images, name, num_classes)
+    if not logits.requires_grad:
+        raise RecipeError(f"model: the logits of {name} depend on no parameter that is trained")
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer of another model.
+
+    Raises:
+        RecipeError: it has a parameter that is not one of the model's.
+    """
+    parameters = set(model.parameters())
+    if not all(parameters.issuperset(group["params"]) for group in optimizer.param_groups):
+        raise RecipeError("optimizer: it has parameters of another model: make it from this one")
+
+
+def _call(model: Callable[[Tensor], Any], images: Tensor, name: str) -> Any:
+    try:
+        return model(images)
+    except Exception as error:
+        advice = "; an epoch's last batch is that small: choose another --batch-size"
+        why = reason(error) + advice * (len(images) == 1)
+        raise RecipeError(f"model: {name} fails on {_describe(images)}: {why}") from error
+
+
+def _check_logits(logits: Any, images: Tensor, name: str, num_classes: int) -> None:
+    expected = f"for {_describe(images)}, expected logits ({len(images)}, {num_classes})"
+    if not isinstance(logits, Tensor):
+        raise RecipeError(f"model: {name} gives a {type(logits).__name__} {expected}")
+    if logits.shape != (len(images), num_classes) or not logits.is_floating_point():
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+        raise RecipeError(f"model: {name} gives {found} {expected}")
+    if logits.device != images.device:
+        found = f"logits on {logits.device}"
+        raise RecipeError(f"model: {name} gives {found} for images on {images.device}")
+
+
+def _describe(images: Tensor) -> str:
+    count = f"{len(images)} image{'s' * (len(images) > 1)}"
+    return f"{count} of {images.shape[-2]}x{images.shape[-1]} pixels"

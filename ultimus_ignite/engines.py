@@ -164,7 +164,7 @@ def create_evaluator(
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
-        with _evaluating(model), torch.inference_mode(), _autocast(device, autocast_dtype):
+        with evaluating(model), torch.inference_mode(), _autocast(device, autocast_dtype):
             logits = model(images).float()
             if mirror:
                 logits = (logits + model(images.flip(-1)).float()) / 2
@@ -204,7 +204,7 @@ class LabelCount(Metric):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards each module has its own mode again, so frozen ones stay frozen."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -11,17 +11,16 @@ import torch
 
 from ultimus_ignite.build import Parts
 from ultimus_ignite.errors import one_line
-from ultimus_ignite.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 
 
-def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+def describe(parts: Parts) -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
     data, device = parts.data, parts.device
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "recipe": asdict(recipe),
+        "recipe": asdict(parts.recipe),
         "data": {
             "name": data.name,
             "sha256": data.sha256,
@@ -37,16 +36,17 @@ def describe(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     }
 
 
-def describe_data(recipe: Recipe, parts: Parts) -> str:
-    """The data that are really used, in one line; other lines say what a user should know of them.
+def describe_data(parts: Parts) -> str:
+    """The data that are really used, in one line; other lines say what a user should know of them
+    and of the model.
 
     Example:
         >>> from ultimus_ignite.build import build
-        >>> recipe = Recipe(data="digits", device="cpu")
-        >>> describe_data(recipe, build(recipe))
+        >>> from ultimus_ignite.recipe import Recipe
+        >>> describe_data(build(Recipe(data="digits", device="cpu")))
         'data: digits, 1437 training and 360 test images of 10 classes'
     """
-    data = parts.data
+    recipe, data = parts.recipe, parts.data
     counts = [f"{len(parts.stream.labels)} training"]
     if parts.validates:
         counts.append(f"{len(parts.evaluated.batches.labels)} validation")
@@ -60,7 +60,7 @@ def describe_data(recipe: Recipe, parts: Parts) -> str:
             f"CIFAR-10 IS NOT IN {recipe.data_dir} AND CANNOT BE DOWNLOADED: "
             "USING HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)",
         )
-    return "\n".join([*lines, *data.notes])
+    return "\n".join([*lines, *data.notes, *parts.notes])
 
 
 def _git_revision() -> str | None:

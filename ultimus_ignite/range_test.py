@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 from ultimus_ignite.build import Parts
 from ultimus_ignite.handlers import CheckpointStore, LRCurve, LRFinder, save_lr_curves
-from ultimus_ignite.recipe import RangeTest, Recipe, RecipeError
+from ultimus_ignite.recipe import RangeTest, RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
 
@@ -18,8 +18,8 @@ def range_test(parts: Parts, rates: RangeTest) -> LRCurve:
     return finder.run(parts.trainer, parts.stream.starting_at(0))
 
 
-def choose_max_lr(recipe: Recipe, parts: Parts, directory: RunDirectory) -> Recipe:
-    """The recipe with a number for ``max_lr``; for ``auto``, the range test's minimum rule.
+def choose_max_lr(parts: Parts, directory: RunDirectory) -> Parts:
+    """The parts, with a number for ``max_lr``; for ``auto``, the range test's minimum rule.
 
     A resumed run keeps the rate in its newest checkpoint.
 
@@ -27,10 +27,12 @@ def choose_max_lr(recipe: Recipe, parts: Parts, directory: RunDirectory) -> Reci
         CheckpointError: there are checkpoints, but none is valid.
         RecipeError: the loss has no minimum between the rates of the range test.
     """
+    recipe = parts.recipe
     if recipe.max_lr != "auto":
-        return recipe
+        return parts
     if newest := CheckpointStore(directory.checkpoints).load_newest():
-        return replace(recipe, max_lr=newest[1]["metadata"]["max_lr"])
+        max_lr = newest[1]["metadata"]["max_lr"]
+        return replace(parts, recipe=replace(recipe, max_lr=max_lr))
     rates = RangeTest()
     curve = range_test(parts, rates)
     save_lr_curves([curve], directory.path, title="Range test for --max-lr auto")
@@ -40,4 +42,4 @@ def choose_max_lr(recipe: Recipe, parts: Parts, directory: RunDirectory) -> Reci
             f"max_lr: the loss has no minimum between {rates.start_lr} and {rates.end_lr} "
             f"({directory.path / 'lr_finder.png'}): give --max-lr a number"
         )
-    return replace(recipe, max_lr=max_lr)
+    return replace(parts, recipe=replace(recipe, max_lr=max_lr))

@@ -1,46 +1,28 @@
-"""Resuming a run: what a checkpoint must share with it, and what may change."""
+"""Resuming a run from its newest checkpoint."""
 
 import contextlib
-from dataclasses import asdict
-
-import ignite.distributed as idist
 
 from ultimus_ignite.build import Parts, create_scheduler
+from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.errors import one_line
-from ultimus_ignite.handlers import BatchLogger, Checkpointer, CheckpointError, History
-from ultimus_ignite.handlers.support.history_csv import to_csv
-from ultimus_ignite.recipe import Recipe, RecipeError
+from ultimus_ignite.handlers import CheckpointError
+from ultimus_ignite.recipe import RecipeError
 from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
-
-# Fields that may differ when a run is resumed, because they do not change what is computed. The
-# epochs do; `restore_newest` checks them.
-MAY_CHANGE = {"data", "data_dir", "skip_unreadable", "device", "checkpoint_every", "epochs"}
-MAY_CHANGE |= {"patience", "max_hours"}
-
-# The values of fields that an older checkpoint lacks: their defaults. If a default changes after
-# its field was added, the earlier default belongs here. CHANGELOG names every new field.
-ASSUMED = asdict(Recipe())
+from ultimus_ignite.run_state import Run
 
 
-def restore_newest(
-    recipe: Recipe,
-    parts: Parts,
-    checkpointer: Checkpointer,
-    directory: RunDirectory,
-    logger: BatchLogger,
-    *,
-    extend_epochs: bool,
-) -> None:
+def restore_newest(run: Run, *, extend_epochs: bool) -> None:
     """Restore the newest checkpoint, if there is one.
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed.
         RecipeError: all epochs of the recipe are already done.
     """
+    directory, epochs = run.directory, run.parts.recipe.epochs
     try:
-        checkpoint = checkpointer.load_newest()
+        checkpoint = run.checkpointer.load_newest()
     except CheckpointError as error:
-        if changes := _changes_of_data(parts, directory):
+        if changes := _changes_of_data(run.parts.data, directory):
             raise CheckpointError(f"{directory.path} was begun on other data: {changes}") from error
         raise
     if checkpoint is None:
@@ -51,58 +33,31 @@ def restore_newest(
             )
         return
     epochs_before = checkpoint["trainer"]["max_epochs"]
-    if epochs_before != recipe.epochs and not extend_epochs:
+    if epochs_before != epochs and not extend_epochs:
         raise CheckpointError(
             f"{directory.path} was begun with another number of epochs (epochs: "
-            f"{epochs_before} -> {recipe.epochs}): give the same, or --extend-epochs"
+            f"{epochs_before} -> {epochs}): give the same, or --extend-epochs"
         )
-    checkpointer.restore(checkpoint)
-    if epochs_before != recipe.epochs:
-        logger.write(_what_extending_does(recipe, epochs_before, parts))
+    run.checkpointer.restore(checkpoint)
+    if epochs_before != epochs:
+        run.logger.write(_what_extending_does(run.parts, epochs_before))
     with contextlib.suppress(RunDirectoryError):  # missing or damaged, which decides nothing
         if directory.read_status()["status"] == "running":  # and this process has its lock
-            iteration = parts.trainer.state.iteration
-            logger.write(f"The run before was killed; it continues after iteration {iteration}")
+            iteration = run.parts.trainer.state.iteration
+            run.logger.write(f"The run before was killed; it continues after iteration {iteration}")
 
 
-def is_complete(directory: RunDirectory, history: History, model: bytes) -> bool:
-    """Whether the folder holds, whole, every file that the end of a run writes.
-
-    Args:
-        directory: an opened `RunDirectory`.
-        history: the history of the run, which is over.
-        model: what ``model.safetensors`` must hold.
-    """
-    try:
-        directory.read_description()
-        return (
-            directory.read_status()["status"] == "finished"
-            and directory.history.read_text(encoding="utf-8") == to_csv(history.rows)
-            and directory.curves.exists()
-            and directory.model.read_bytes() == model
-        )
-    except (OSError, ValueError, RunDirectoryError):  # ValueError: not UTF-8
-        return False
-
-
-def identity(recipe: Recipe, parts: Parts) -> dict[str, object]:
-    """The values that a checkpoint must share with the run that resumes it."""
-    fields = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
-    return {**fields, "data_sha256": parts.data.sha256, "world_size": idist.get_world_size()}
-
-
-def _changes_of_data(parts: Parts, directory: RunDirectory) -> str:
+def _changes_of_data(data: ImageData, directory: RunDirectory) -> str:
     """How the data differ from those that ``recipe.json`` describes, and what to do.
 
     Empty if they do not differ or if the file does not tell.
     """
     try:
         before = directory.read_description()["data"]
-        if before["sha256"] == parts.data.sha256:
+        if before["sha256"] == data.sha256:
             return ""
     except (RunDirectoryError, KeyError):
         return ""
-    data = parts.data
     now = {"name": data.name, "classes": len(data.classes), **data.counts}
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     what = {split: f"{split} images" for split in data.counts}
@@ -116,8 +71,9 @@ def _changes_of_data(parts: Parts, directory: RunDirectory) -> str:
     return one_line(f"{', '.join(changes)}; {advice}")
 
 
-def _what_extending_does(recipe: Recipe, epochs_before: int, parts: Parts) -> str:
+def _what_extending_does(parts: Parts, epochs_before: int) -> str:
     """One line that says how the learning rate changes."""
+    recipe = parts.recipe
     done, epoch_length = parts.trainer.state.iteration, parts.stream.epoch_length
     if done >= recipe.epochs * epoch_length:
         past = done // epoch_length

@@ -52,6 +52,11 @@ class RunDirectory:
         """Whether a run has begun here."""
         return self.status.exists() or self.checkpoints.exists()
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a run has saved a state here."""
+        return any(self.checkpoints.glob("*.pt"))
+
     @contextlib.contextmanager
     def open(self, *, resume: bool = False) -> Iterator["RunDirectory"]:
         """Make the folder and lock it; at the end, remove it again if no run began in it.

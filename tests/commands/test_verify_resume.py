@@ -10,8 +10,7 @@ from processes import call
 from ultimus_ignite.commands.verify_resume import leaves, report
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.run import run
-from ultimus_ignite.run_directory import RunDirectory
+from ultimus_ignite.run import train as training
 
 BIN = Path(__file__).parents[2] / "bin"
 
@@ -46,8 +45,7 @@ def test_fifty_kills_of_fifty_end_bit_identical():
 
 def train(path, **changes):
     recipe = Recipe(data="digits", epochs=1, device="cpu", **changes)
-    with RunDirectory(path).open() as directory:
-        run(recipe, directory)
+    training(recipe, out=path)
     return path
 
 

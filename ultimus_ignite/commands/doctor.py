@@ -35,7 +35,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         from ultimus_ignite.provenance import describe_data
 
         parts.append(build(recipe))
-        return f"{parts[0].device}; {describe_data(recipe, parts[0])}"
+        return f"{parts[0].device}; {describe_data(parts[0])}"
 
     results = [
         report("versions", versions),

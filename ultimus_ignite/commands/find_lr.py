@@ -43,7 +43,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         recipe = replace(arguments.recipe, seed=arguments.recipe.seed + repeat)
         parts = build(recipe)
         if repeat == 0:
-            print(describe_data(recipe, parts), flush=True)
+            print(describe_data(parts), flush=True)
         curves.append(range_test(parts, arguments.rates))
         answers = curves[-1].suggestions()
         line = "  ".join(f"{rule} {format_rates([rate])}" for rule, rate in answers.items())

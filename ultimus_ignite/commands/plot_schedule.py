@@ -29,7 +29,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.provenance import describe_data
 
     parts = build(arguments.recipe)
-    print(describe_data(arguments.recipe, parts), flush=True)
+    print(describe_data(parts), flush=True)
     total_steps = arguments.recipe.epochs * parts.stream.epoch_length
     schedule = create_scheduler(arguments.recipe, parts.optimizer).simulate(total_steps)
     rates = [row[0] for row in schedule.rates]

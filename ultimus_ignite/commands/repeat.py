@@ -36,17 +36,20 @@ def main(prog: str, argv: Sequence[str]) -> None:
         with directory.open(resume=arguments.resume):
             pass
 
+    from ultimus_ignite.run import train
+
     accuracies = {}
     for seed, directory in directories.items():
         print(f"seed {seed}", flush=True)
-        with directory.open(resume=arguments.resume):
-            from ultimus_ignite.run import run
-
-            recipe = replace(arguments.recipe, seed=seed)
-            run(recipe, directory, extend_epochs=arguments.extend_epochs)
-            status = directory.read_status()
-            split = "test" if "test_accuracy" in status else "val"
-            accuracies[seed] = float(status[f"{split}_accuracy"])
+        train(
+            replace(arguments.recipe, seed=seed),
+            out=directory.path,
+            resume=arguments.resume,
+            extend_epochs=arguments.extend_epochs,
+        )
+        status = directory.read_status()
+        split = "test" if "test_accuracy" in status else "val"
+        accuracies[seed] = float(status[f"{split}_accuracy"])
     print(table(accuracies, split))
 
 

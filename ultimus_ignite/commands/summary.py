@@ -28,20 +28,20 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.modules import UltimusNet
 
     recipe = arguments.recipe
-    find_model(recipe)
+    find_model(recipe.model)
     num_classes = count_classes(recipe.data, recipe.data_dir)
     model = create_model(recipe, num_classes=num_classes)
     if isinstance(model, UltimusNet):
         model.pool_first = False  # show the layers in the order of the code
-    print(layer_table(model))
+    print(layer_table(model, recipe.image_size))
     print(f"Classes: {num_classes} (--data {recipe.data})")
 
 
-def layer_table(model: "nn.Module") -> str:
+def layer_table(model: "nn.Module", image_size: int) -> str:
     """One row per layer, children before parents: name, output shape, own parameters."""
     from torchinfo import summary
 
-    statistics = summary(model, input_size=(1, 3, 32, 32), verbose=0)
+    statistics = summary(model, input_size=(1, 3, image_size, image_size), verbose=0)
     rows = []
     for number, layer in enumerate(_children_first(statistics.summary_list[0]), start=1):
         shape = str([-1, *layer.output_size[1:]])

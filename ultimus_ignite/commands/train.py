@@ -14,11 +14,18 @@ class TrainArguments(RunArguments):
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
-    """Parse the flags and lock the run directory before torch is loaded; then train."""
+    """Check the flags and the run directory before torch is loaded; then train."""
     arguments = parse_recipe(TrainArguments, prog, argv)
-    with arguments.directory.open(resume=arguments.resume) as directory:
-        if load := describe_load():
-            print(f"{prog}: {load}", file=sys.stderr)
-        from ultimus_ignite.run import run
+    directory = arguments.directory
+    with directory.open(resume=arguments.resume):
+        pass
+    if load := describe_load():
+        print(f"{prog}: {load}", file=sys.stderr)
+    from ultimus_ignite.run import train
 
-        run(arguments.recipe, directory, extend_epochs=arguments.extend_epochs)
+    train(
+        arguments.recipe,
+        out=directory.path,
+        resume=arguments.resume,
+        extend_epochs=arguments.extend_epochs,
+    )

@@ -43,7 +43,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.build import build
     from ultimus_ignite.provenance import describe_data
 
-    print(describe_data(arguments.recipe, build(arguments.recipe)), flush=True)
+    print(describe_data(build(arguments.recipe)), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
         seconds = _train_straight(arguments.recipe, straight)
@@ -143,9 +143,8 @@ def _start(recipe: Recipe, out: Path) -> BaseProcess:
 
 
 def _train(recipe: Recipe, out: Path) -> None:
-    from ultimus_ignite.run import run
+    from ultimus_ignite.run import train
 
     keep_freed_memory()
-    silence = contextlib.redirect_stdout(io.StringIO())
-    with silence, RunDirectory(out).open(resume=True) as directory:
-        run(recipe, directory)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(recipe, out=out, resume=True)

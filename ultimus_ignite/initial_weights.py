@@ -1,0 +1,71 @@
+"""Start from the weights of another run or of a file, as in fine-tuning."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ultimus_ignite.errors import one_line
+from ultimus_ignite.recipe import RecipeError
+from ultimus_ignite.run_directory import RunDirectory
+
+
+def load_initial_weights(model: nn.Module, source: str, *, num_classes: int) -> str:
+    """Load weights into a model; a classifier for other classes keeps its own, which are random.
+
+    A tensor belongs to the classifier if its first dimension, and only that, differs from the
+    source and is the number of classes.
+
+    Args:
+        model: its tensors are replaced.
+        source: the folder of a finished run, or a safetensors file.
+        num_classes: number of logits of the model.
+
+    Returns:
+        One line on what was loaded and what was not.
+
+    Raises:
+        RecipeError: there are no such weights, or they are those of another model.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
+        >>> with TemporaryDirectory() as folder:
+        ...     save_file(nn.Linear(4, 100).state_dict(), f"{folder}/linear.safetensors")
+        ...     note = load_initial_weights(
+        ...         nn.Linear(4, 10), f"{folder}/linear.safetensors", num_classes=10
+        ...     )
+        >>> note.split("; ")[1]
+        'made anew for 10 classes instead of 100: bias, weight'
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = RunDirectory(path).model
+    weights, own = _read(path), model.state_dict()
+    if differing := sorted(weights.keys() ^ own.keys()):
+        whose = "the model has no" if differing[0] in weights else "the file lacks"
+        raise RecipeError(one_line(f"init: {path}: {whose} {differing[0]}: is it another model?"))
+    misfits = [key for key in sorted(own) if weights[key].shape != own[key].shape]
+    for key in misfits:
+        theirs, ours = weights[key].shape, own[key].shape
+        if not ours or theirs[1:] != ours[1:] or ours[0] != num_classes:
+            sizes = f"{tuple(theirs)}, the model has {tuple(ours)}"
+            raise RecipeError(one_line(f"init: {path}: {key} is {sizes}: is it another model?"))
+    model.load_state_dict(own | {key: weights[key] for key in own.keys() - set(misfits)})
+    note = f"init: {len(own) - len(misfits)} of {len(own)} tensors from {path}"
+    if misfits:
+        before = len(weights[misfits[0]])
+        anew = f"made anew for {num_classes} classes instead of {before}"
+        note += f"; {anew}: {', '.join(misfits)}"
+    return one_line(note)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        what = "the folder of a finished run, or a safetensors file"
+        raise RecipeError(one_line(f"init: {path}: there is no such file: give {what}")) from None
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(one_line(f"init: {path}: not a safetensors file ({error})")) from error
