@@ -69,7 +69,9 @@ does not rise to max_lr: give more --epochs, a smaller --batch-size or another -
 
 
 def check_model(model: nn.Module, images: Tensor, *, name: str, num_classes: int) -> None:
-    """Try a model on a few images, in eval mode and in training, and leave no trace in it.
+    """Try a model on a few images, in eval mode and in training.
+
+    Its parameters, gradients, buffers and modes stay as they are, and so do torch's random numbers.
 
     Args:
         model: on the device of the images; its layers that are lazy are made by this.
