@@ -62,3 +62,12 @@ def test_own_script_started_again_ends_as_if_it_had_never_stopped(own_script, tm
 def test_own_script_that_is_finished_says_so(own_script):
     ended = run("own_script.py", own_script[0])
     assert "holds a finished run: give more max_epochs" in ended.stderr
+
+
+def test_own_model_learns_and_is_resumed(tmp_path):
+    ended = run("own_model.py", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(re.findall(r"^\d+ images of \d were taken for \d$", ended.stdout, re.MULTILINE)) == 5
+    assert float(re.search(r"best accuracy (\S+)%", ended.stdout)[1]) > 80
+    again = run("own_model.py", tmp_path)
+    assert again.stdout.startswith("own_model_run is finished: 5 epochs, nothing left to do\nbest")

@@ -65,8 +65,8 @@ def run(folder, command, *extra):
 
 
 def test_each_kind_of_block_is_found():
-    assert len(SCRIPTS) == 3
-    assert len(COMMANDS) == 2
+    assert len(SCRIPTS) == 4
+    assert len(COMMANDS) == 3
     assert len(TABLED) == len(SUBCOMMANDS)
 
 
@@ -108,20 +108,29 @@ def users_script():
     return {**locals(), "DataLoader": DataLoader}
 
 
+def test_the_call_trains_on_a_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    names = {"net": nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, 2))}
+    exec(SCRIPTS[0], names)
+    assert len(names["run"].history.rows) == 24
+    assert Path("runs/mine/model.safetensors").exists()
+
+
 @pytest.mark.parametrize("event", [Events.ITERATION_STARTED, Events.EPOCH_COMPLETED])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_script_resumes_exactly(tmp_path, monkeypatch, number, event):
     monkeypatch.chdir(tmp_path)
     stopped, resumed, unbroken = (users_script() for _ in range(3))
     stopped["trainer"].add_event_handler(event(once=3), lambda: signal.raise_signal(number))
-    exec(SCRIPTS[0], stopped)
+    exec(SCRIPTS[1], stopped)
     assert stopped["stop"].received == number
     assert stopped["trainer"].state.iteration < 10
-    exec(SCRIPTS[0], resumed)
+    exec(SCRIPTS[1], resumed)
     assert resumed["trainer"].state.iteration == 10
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    exec(SCRIPTS[0], unbroken)
+    exec(SCRIPTS[1], unbroken)
     assert torch.equal(resumed["model"].weight, unbroken["model"].weight)
 
 
@@ -130,7 +139,7 @@ def test_the_other_handlers_attach_in_any_order(tmp_path, monkeypatch):
     weights = []
     for order in (lambda lines: lines, reversed):
         names = users_script() | {"handlers": handlers}
-        lines = SCRIPTS[1].splitlines()
+        lines = SCRIPTS[2].splitlines()
         assert lines[-2].startswith("history")
         exec("\n".join([*order(lines[:-2]), *lines[-2:]]), names)
         names["trainer"].run(names["loader"], max_epochs=2)
@@ -141,7 +150,7 @@ def test_the_other_handlers_attach_in_any_order(tmp_path, monkeypatch):
 
 def test_the_block_is_a_layer():
     names = {"tokens": torch.zeros(2, 5, 48), "norm": nn.LayerNorm(48)}
-    exec(SCRIPTS[2], names)
+    exec(SCRIPTS[3], names)
     assert names["tokens"].shape == (2, 5, 48)
 
 
