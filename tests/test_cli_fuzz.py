@@ -6,6 +6,7 @@ import io
 import random
 import shutil
 import socket
+import sys
 import warnings
 
 import pytest
@@ -39,7 +40,12 @@ RECIPE = {
     ),
     "data-dir": (["cache", "file"], ["", "\udcff"]),
     "recipe": (["classic", "tokens", "large"], ["Classic", ""]),
-    "model": (["UltimusNet", "UltimusTokenNet"], ["ultimusnet", "os:system", ""]),
+    "model": (
+        ["UltimusNet", "UltimusTokenNet", "UltimusTokenNetLarge", "net.py:Net"],
+        ["ultimusnet", "os:system", "", "net.py:Missing", "nowhere.py:Net", "no.such:Net", ":"],
+    ),
+    "model-args": (["{}"], ["{", "[]", "x", "", '{"nope": 1}', "null"]),
+    "image-size": (["8", "24", "32", "33"], ["7", "5000", *COUNTS]),
     "epochs": (["1", "2", "3"], COUNTS),
     "batch-size": (["1", "3", str(10**9)], COUNTS),
     "accumulation-steps": (["2", str(10**9)], COUNTS),
@@ -57,13 +63,14 @@ RECIPE = {
     "cutout": (["0", "1"], SHARES),
     "grey": (["0", "1"], SHARES),
     "val-fraction": (["0", "0.5"], ["1", *SHARES]),
-    "cutout-size": (["1", "32"], ["33", *COUNTS]),
-    "crop-padding": (["0", "31"], ["32", "-1", "x", ""]),
+    "cutout-size": (["1", "32", "auto"], ["5000", *COUNTS]),
+    "crop-padding": (["0", "31", "auto"], ["5000", "-1", "x", ""]),
     "anneal-strategy": (["cos"], ["cosine", ""]),
     "precision": (["float32", "bfloat16"], ["float8", ""]),
     "device": (["cpu", "auto"], ["cuda:99", "tpu9", "CPU", "cpu:-1", ""]),
 }  # fmt: skip
 OUT = {"out": (["out", "deep/er/out"], OUTS)}
+OUT |= {"init": (["None"], ["nowhere", "good", "net.py", ""])}
 OWN = {
     "train": OUT,
     "summary": {},
@@ -81,6 +88,14 @@ OWN = {
 }
 
 
+NET = """
+from torch import nn
+
+def Net(num_classes, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Folders of all kinds, few digits, no network, and nothing that takes long."""
@@ -96,6 +111,7 @@ def place(tmp_path_factory):
     (root / "torn" / "train" / "cat" / "0.png").write_bytes(b"no image")
     (root / "empty").mkdir()
     (root / "file").touch()
+    (root / "net.py").write_text(NET)
     (root / "dangling").symlink_to("nowhere")
     digits = load_digits()
     few = {
@@ -105,6 +121,7 @@ def place(tmp_path_factory):
     few = dataclasses.replace(digits, **few)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr("sys.path", [*sys.path])
         patch.setattr("ultimus_ignite.data.digits.load_digits", lambda: few)
         patch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
         patch.setattr("ultimus_ignite.handlers.CurveRenderer.render", lambda *arguments: None)

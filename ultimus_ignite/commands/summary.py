@@ -23,6 +23,9 @@ def main(prog: str, argv: Sequence[str]) -> None:
     """Print the layer table."""
     arguments = parse_recipe(SummaryArguments, prog, argv)
 
+    import torch
+
+    from ultimus_ignite.checks import check_model
     from ultimus_ignite.data.sources import count_classes
     from ultimus_ignite.models import create_model, find_model
     from ultimus_ignite.modules import UltimusNet
@@ -31,6 +34,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
     find_model(recipe.model)
     num_classes = count_classes(recipe.data, recipe.data_dir)
     model = create_model(recipe, num_classes=num_classes)
+    images = torch.zeros(2, 3, recipe.image_size, recipe.image_size)
+    check_model(model, images, name=recipe.model, num_classes=num_classes)
     if isinstance(model, UltimusNet):
         model.pool_first = False  # show the layers in the order of the code
     print(layer_table(model, recipe.image_size))
