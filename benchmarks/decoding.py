@@ -75,7 +75,8 @@ def image_folder(paths: Sequence[Path]) -> None:
 
 
 def ultimus(paths: Sequence[Path]) -> None:
-    decode(paths, SIZE)
+    images = np.empty((len(paths), 3, SIZE, SIZE), dtype=np.uint8)
+    decode(paths, SIZE, images.__setitem__)
 
 
 CONTESTANTS: dict[str, Callable[[Sequence[Path]], None]] = {

@@ -6,6 +6,7 @@ import torch
 
 from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.data.placement import explain_if_too_large
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 from ultimus_ignite.recipe import Recipe
 
@@ -25,13 +26,16 @@ def create_batches(
 ) -> tuple[TrainingStream, Split | None, Split]:
     """Training batches, the test set if there is one, and the images that judge the epochs.
 
-    All images are moved to the device once, as uint8.
+    All images are moved to the device once, as uint8. If they are too many for a GPU, they stay in
+    host memory, and the stream has a note that says so; the batches are the same.
 
     Raises:
         DataError: there are too few images for ``val_fraction``, or a validation set already.
     """
     if recipe.val_fraction:
         data = data.hold_out(recipe.val_fraction, recipe.seed)
+    note = explain_if_too_large((images for images, _ in data.splits.values()), device)
+    home = torch.device("cpu") if note else device
     normalize = Normalize(data.mean, data.std)
     augment = Augment(
         normalize,
@@ -41,11 +45,13 @@ def create_batches(
         **recipe.sizes(),
     )
     stream = TrainingStream(
-        data.train_images.to(device),
-        data.train_labels.to(device),
+        data.train_images.to(home),
+        data.train_labels.to(home),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         augment=augment,
+        device=device,
+        note=note,
     )
 
     titles = {"val": "Validation set", "test": "Test set"}
@@ -53,10 +59,11 @@ def create_batches(
     for name, (images, labels) in data.splits.items():
         if name in titles:
             batches = EvaluationBatches(
-                images.to(device),
-                labels.to(device),
+                images.to(home),
+                labels.to(home),
                 batch_size=recipe.batch_size,
                 normalize=normalize,
+                device=device,
             )
             splits[name] = Split(name, titles[name], batches)
     test = splits.get("test")

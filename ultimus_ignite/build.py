@@ -49,7 +49,7 @@ class Parts:
     evaluated: Split
     """The images that judge the epochs: the validation set if there is one, else the test set."""
     notes: tuple[str, ...] = ()
-    """What a user should know of the model, one line each."""
+    """What a user should know of where the images are, and of the model, one line each."""
 
     @property
     def validates(self) -> bool:
@@ -109,7 +109,7 @@ def build(
     model.to(device)
     images = stream.batch(0).images[: min(2, _smallest_part(recipe, stream))]
     check_model(model, images, name=recipe.model, num_classes=num_classes)
-    notes = []
+    notes = [stream.note] if stream.note else []
     if recipe.init is not None and not resumes:
         notes.append(load_initial_weights(model, recipe.init, num_classes=num_classes))
     if recipe.compile:

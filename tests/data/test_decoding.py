@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from PIL import Image
 
 from ultimus_ignite.data import decoder_processes, decoding, progress
 from ultimus_ignite.data.decoder_processes import decode_here, decode_in_processes
-from ultimus_ignite.data.decoding import decode
 from ultimus_ignite.data.image_data import DataError
 from ultimus_ignite.data.pixels import UnreadableError
 
@@ -33,6 +32,13 @@ def files(tmp_path: Path) -> list[str]:
     for seed, name in enumerate(names):
         Image.fromarray(blocks(seed, alpha="any")).save(tmp_path / name)
     return [str(tmp_path / name) for name in names]
+
+
+def decode(paths: Sequence[str | Path], **options: bool) -> tuple[Any, Any]:
+    """The images, in the order of their paths, and which paths are images."""
+    images = np.empty((len(paths), 3, 32, 32), dtype=np.uint8)
+    kept = decoding.decode(paths, 32, images.__setitem__, **options)
+    return images[kept], kept
 
 
 def expected(files: list[str]) -> Any:
@@ -68,7 +74,7 @@ def assert_ended(processes: list[subprocess.Popen[bytes]]) -> None:
 def test_two_processes_give_what_one_gives(
     files: list[str], in_parallel: list[subprocess.Popen[bytes]]
 ) -> None:
-    images, kept = decode(files, 32)
+    images, kept = decode(files)
     assert len(in_parallel) == 2
     assert (images == expected(files)).all()
     assert kept.all()
@@ -80,7 +86,7 @@ def test_the_first_files_are_decoded_here_and_the_others_follow(
 ) -> None:
     monkeypatch.setattr(decoding, "_ALONE", 7.5)
     monkeypatch.setattr(decoding.time, "monotonic", Clock())
-    assert (decode(files, 32)[0] == expected(files)).all()
+    assert (decode(files)[0] == expected(files)).all()
     assert in_parallel
 
 
@@ -90,7 +96,7 @@ def test_few_files_start_no_process(files: list[str], monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(decoding, "_ALONE", 1e9)
     monkeypatch.setattr(decoder_processes.subprocess, "Popen", refuse)
-    assert (decode(files, 32)[0] == expected(files)).all()
+    assert (decode(files)[0] == expected(files)).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -148,7 +154,7 @@ def test_an_exception_leaves_no_process(
 
     monkeypatch.setattr(progress.Progress, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        decode(files, 32)
+        decode(files)
     assert_ended(in_parallel)
 
 
@@ -240,10 +246,10 @@ def test_all_unreadable_files_are_counted_and_five_are_named(
         Image.new("RGB", (4, 4)).save(path) if is_good else path.write_bytes(b"")
     bad = [path for path, is_good in zip(paths, good, strict=True) if not is_good]
     if not bad:
-        assert decode(paths, 32)[1].all()
+        assert decode(paths)[1].all()
         return
     with pytest.raises(DataError) as error:
-        decode(paths, 32)
+        decode(paths)
     message = str(error.value)
     assert [path in message for path in map(str, bad)] == [i < 5 for i in range(len(bad))]
     assert message.count("an empty file") == min(5, len(bad))
@@ -251,7 +257,7 @@ def test_all_unreadable_files_are_counted_and_five_are_named(
         *([(str(len(bad)), "")] if len(bad) > 1 else []),
         *([("", str(len(bad) - 5))] if len(bad) > 5 else []),
     ]
-    images, kept = decode(paths, 32, skip_unreadable=True)
+    images, kept = decode(paths, skip_unreadable=True)
     assert kept.tolist() == good
     assert images.shape == (sum(good), 3, 32, 32)
 
@@ -259,7 +265,7 @@ def test_all_unreadable_files_are_counted_and_five_are_named(
 def test_what_is_skipped_moves_no_other_image(files: list[str], tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("no image")
     mixed = [files[0], str(tmp_path / "bad"), *files[1:3], "/nonexistent", files[3]]
-    images, kept = decode(mixed, 32, skip_unreadable=True)
+    images, kept = decode(mixed, skip_unreadable=True)
     assert kept.tolist() == [True, False, True, True, False, True]
     assert (images == expected(files[:4])).all()
 
@@ -269,7 +275,7 @@ def test_unreadable_files_are_found_in_other_processes_too(
 ) -> None:
     (tmp_path / "bad").write_text("no image")
     with pytest.raises(DataError, match="bad: not a readable image: none of the known"):
-        decode([*files, tmp_path / "bad"], 32)
+        decode([*files, tmp_path / "bad"])
     assert in_parallel
 
 
@@ -279,7 +285,7 @@ def test_warnings_about_readable_files_are_silent(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 - 1)  # Pillow warns up to its double
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(files[0]).close()
-    assert decode(files, 32)[1].all()
+    assert decode(files)[1].all()
 
 
 def encoded(image_format: str) -> bytes:

@@ -1,5 +1,7 @@
 """`ImageData`: refuses what is malformed, measures what is not."""
 
+import hashlib
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -49,6 +51,25 @@ def test_the_hash_names_the_values_and_not_their_layout_in_memory() -> None:
         name, previous = measure(train, test).sha256, name
         assert name != previous
     assert measure(test, train).sha256 != name
+
+
+@pytest.mark.parametrize("piece", [1, 5_000, 7 * 3072, 10**9])
+def test_what_is_measured_does_not_depend_on_the_size_of_the_pieces(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr("ultimus_ignite.data.rows._PIECE", piece)
+    train, test = random_set(33, seed=1), random_set(7, seed=2)
+    data = measure(train, test)
+    digest = hashlib.sha256()
+    for tensor in (*train, *test):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.numpy().tobytes())
+    assert data.sha256 == digest.hexdigest()
+    for channel in range(3):
+        values = train[0][:, channel].flatten().long()
+        count, total, squares = len(values), int(values.sum()), int((values**2).sum())
+        assert data.mean[channel] == total / count / 255
+        assert data.std[channel] == math.sqrt(count * squares - total**2) / count / 255
 
 
 IMAGES, LABELS = random_set(6, seed=3)
@@ -117,7 +138,8 @@ def test_held_out_images_are_a_stratified_partition_that_the_seed_alone_decides(
     test = (images[:3], labels[:3])
     data = ImageData.measure("numbered", ("a", "b", "c"), (images, labels), test)
 
-    def numbers(images):
+    def numbers(rows):
+        images = rows[:]
         return (256 * images[:, 0, 0, 0].int() + images[:, 0, 0, 1]).tolist()
 
     rest = data.hold_out(0.1, seed=1)
@@ -126,7 +148,8 @@ def test_held_out_images_are_a_stratified_partition_that_the_seed_alone_decides(
     assert sorted(numbers(held_images) + numbers(rest.train_images)) == list(range(300))
     assert held_labels.tolist() == [number % 3 for number in numbers(held_images)]
     assert rest.train_labels.tolist() == [number % 3 for number in numbers(rest.train_images)]
-    assert rest.mean[0] == pytest.approx(rest.train_images[:, 0].double().mean().item() / 255)
+    assert rest.train_images.images.data_ptr() == images.data_ptr()  # nothing is copied
+    assert rest.mean[0] == pytest.approx(rest.train_images[:][:, 0].double().mean().item() / 255)
     assert numbers(data.hold_out(0.1, seed=1).val_images) == numbers(held_images)
     assert numbers(data.hold_out(0.1, seed=2).val_images) != numbers(held_images)
     with pytest.raises(DataError, match="30 validation images judge the epochs already: leave out"):

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,12 @@ def data_dir(tmp_path: Path) -> Path:
 def cache_of(data_dir: Path) -> Path:
     (cache,) = (data_dir / "cache").iterdir()
     return cache
+
+
+def assert_nothing_else(data_dir: Path) -> None:
+    """The cache holds one set of decoded files and nothing that was left behind."""
+    names = sorted(path.suffix or path.name for path in cache_of(data_dir).iterdir())
+    assert names == [".json", ".marks", ".pixels", "lock"]
 
 
 def assert_same(one: ImageData, other: ImageData) -> None:
@@ -133,10 +138,48 @@ def test_the_second_start_maps_what_the_first_decoded(
     assert_same(first, second)
     assert str(cache_of(data_dir)) in Path("/proc/self/maps").read_text()
 
-    batch = second.train_images[torch.tensor([3, 1])]
-    assert torch.equal(batch[1], second.train_images[1])
-    second.train_images.zero_()  # a private copy of the pages: the cache must not hear of it
+    batch = second.train_images.index_select(0, torch.tensor([3, 1]))
+    assert torch.equal(batch[1], second.train_images[:][1])
+
+
+WRITES_TO_THE_IMAGES = """
+import os, resource, signal, sys
+from pathlib import Path
+from ultimus_ignite.data.image_folder import load_folder
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+images = load_folder(*map(Path, sys.argv[1:])).train_images
+if (child := os.fork()) == 0:
+    images.zero_()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSEGV
+"""
+
+
+def test_images_cannot_be_changed_in_the_cache(folder: Path, data_dir: Path) -> None:
+    first = load_folder(folder, data_dir)
+    run_script(WRITES_TO_THE_IMAGES, folder, data_dir)
     assert_same(first, load_folder(folder, data_dir))
+
+
+MAPS_MORE_THAN_IT_MAY_HAVE = """
+import resource, sys
+from pathlib import Path
+import sklearn.model_selection
+from ultimus_ignite.data.image_folder import load_folder
+
+folder, data_dir, size = *map(Path, sys.argv[1:3]), int(sys.argv[3])
+(used,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line]
+limit = int(used.split()[1]) * 1024 + 96 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+for _ in range(2):
+    data = load_folder(folder, data_dir, image_size=size).hold_out(0.2, seed=1)
+    assert sum(data.counts.values()) * 3 * size * size > 1.5 * 96 * 2**20
+"""
+
+
+def test_the_images_do_not_count_as_memory(folder: Path, data_dir: Path) -> None:
+    run_script(MAPS_MORE_THAN_IT_MAY_HAVE, folder, data_dir, "1600")
 
 
 def add(folder: Path) -> None:
@@ -186,7 +229,7 @@ def test_an_edited_folder_is_decoded_again(
     after = load_folder(folder, data_dir)
     assert after.sha256 != before.sha256
     assert_same(after, load_folder(folder, tmp_path / "new"))
-    assert cache_of(data_dir).is_file()  # one file: the old one was replaced
+    assert_nothing_else(data_dir)  # the old files were replaced
 
 
 @pytest.mark.parametrize(
@@ -232,34 +275,37 @@ def test_two_folders_do_not_share_a_cache(folder: Path, data_dir: Path, tmp_path
 
 def test_a_cache_cut_short_anywhere_is_rebuilt(folder: Path, data_dir: Path) -> None:
     first = load_folder(folder, data_dir)
-    cache = cache_of(data_dir)
-    whole = cache.read_bytes()
-    for length in [0, 1, 7, 8, 9, *range(100, len(whole), 4999), len(whole) - 1]:
-        cache.write_bytes(whole[:length])
-        assert_same(load_folder(folder, data_dir), first)
-        assert cache.stat().st_size == len(whole)
+    for pattern, step in (("*.pixels", 4999), ("*.marks", 47), ("index.json", 17)):
+        (file,) = cache_of(data_dir).glob(pattern)
+        whole = file.read_bytes()
+        for length in [*range(0, len(whole), step), len(whole) - 1]:
+            file.write_bytes(whole[:length])
+            assert_same(load_folder(folder, data_dir), first)
+            assert_same(load_folder(folder, data_dir, skip_unreadable=True), first)
+    add(folder)  # what was cut must not be taken for known, either
+    after = load_folder(folder, data_dir)
+    assert after.train_images[:].flatten(1).any(1).all()
 
 
-def test_a_flipped_header_byte_never_shows(folder: Path, data_dir: Path) -> None:
+def test_a_flipped_byte_of_the_index_never_shows(folder: Path, data_dir: Path) -> None:
     for path in folder.glob("*/*/[!a]*"):  # one image a class is quickly decoded
         path.unlink()
     first = load_folder(folder, data_dir)
-    cache = cache_of(data_dir)
-    whole = cache.read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for position in range(header):
+    index = cache_of(data_dir) / "index.json"
+    whole = index.read_bytes()
+    for position in range(len(whole)):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << position % 8
-        cache.write_bytes(damaged)
+        index.write_bytes(damaged)
         assert_same(load_folder(folder, data_dir), first)
 
 
-@pytest.mark.parametrize("content", [b"", b"junk" * 100, (2).to_bytes(8, "little") + b"{}"])
-def test_a_foreign_file_in_place_of_the_cache_is_replaced(
+@pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"{}", b"[]", b"1", b'{"mean": 1}'])
+def test_a_foreign_file_in_place_of_the_index_is_replaced(
     folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     first = load_folder(folder, data_dir)
-    cache_of(data_dir).write_bytes(content)
+    (cache_of(data_dir) / "index.json").write_bytes(content)
     assert_same(load_folder(folder, data_dir), first)
     forbid_decoding(monkeypatch)
     assert_same(load_folder(folder, data_dir), first)
@@ -272,27 +318,33 @@ def test_where_no_cache_can_be_written_the_images_still_load(
     first = load_folder(folder, tmp_path / "elsewhere")
     (tmp_path / blocked).parent.mkdir(exist_ok=True)
     (tmp_path / blocked).write_text("a file where a folder should be")
-    with pytest.warns(UserWarning, match=r"safetensors: cannot be written \(.*decoded again"):
+    with pytest.warns(UserWarning, match=r"cannot be written \(.*decoded again"):
         assert_same(load_folder(folder, data_dir), first)
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.mkdir"])
-def test_a_failed_write_keeps_the_old_cache_and_leaves_nothing(
+def test_a_failed_write_keeps_the_old_cache(
     folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     load_folder(folder, data_dir)
-    before = cache_of(data_dir).read_bytes()
+    before = {path: path.read_bytes() for path in cache_of(data_dir).iterdir()}
     change(folder)
+    place, _, name = call.rpartition(".")
+    real = getattr({"os": os, "pathlib.Path": Path}[place], name)
 
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(target: int | Path, *args: object, **kwargs: object) -> object:
+        path = Path(f"/proc/self/fd/{target}").resolve() if isinstance(target, int) else target
+        if path.is_relative_to(data_dir):
+            raise OSError(28, "No space left on device")
+        return real(target, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(call, full)
         with pytest.warns(UserWarning, match="No space left"):
             changed = load_folder(folder, data_dir)
-    assert cache_of(data_dir).read_bytes() == before
+    assert {path: path.read_bytes() for path in before} == before
     assert_same(load_folder(folder, data_dir), changed)
+    assert_nothing_else(data_dir)
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022])
@@ -302,10 +354,12 @@ def test_the_umask_is_honoured(folder: Path, data_dir: Path, umask: int) -> None
         load_folder(folder, data_dir)
     finally:
         os.umask(previous)
-    assert cache_of(data_dir).stat().st_mode & 0o777 == 0o666 & ~umask
+    cache = cache_of(data_dir)
+    assert cache.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {file.stat().st_mode & 0o777 for file in cache.iterdir()} == {0o666 & ~umask}
 
 
-def run_script(script: str, *arguments: Path, **environment: str) -> None:
+def run_script(script: str, *arguments: Path | str, **environment: str) -> None:
     """A fresh interpreter: forking and killing are not for the one that runs the tests."""
     command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
     done = subprocess.run(
@@ -315,46 +369,50 @@ def run_script(script: str, *arguments: Path, **environment: str) -> None:
 
 
 KILLED_WHILE_WRITING = """
-import os, sys, tempfile
+import functools, os, sys
 from pathlib import Path
+from ultimus_ignite.data import decoded_files
 from ultimus_ignite.data.image_folder import load_folder
 
-folder, data_dir = map(Path, sys.argv[1:])
-places = [(tempfile, "mkdtemp"), (Path, "open"), (os, "fsync"), (Path, "replace")]
+load = functools.partial(load_folder, skip_unreadable=True)
+decoded_files._INTERVAL = 0
+folder, data_dir, expected = *map(Path, sys.argv[1:3]), sys.argv[3]
+places = [(os, "fsync"), (Path, "mkdir"), (Path, "touch"), (Path, "open"), (Path, "replace")]
+places.append((Path, "unlink"))
 for module, name in places:
     real = getattr(module, name)
-    for kill_after in (False, True):
+    for point in range(1000):
+        outdated = data_dir / f"{name}{point}"
+        load(folder, outdated)
+        os.utime(folder / "train/cat/a.png", ns=(point, point))
         if (child := os.fork()) == 0:
+            calls = 0
             def dies(*args, **kwargs):
-                if kill_after:
-                    real(*args, **kwargs)
-                os._exit(9)
+                global calls
+                if calls == point:
+                    os._exit(9)
+                calls += 1
+                return real(*args, **kwargs)
             setattr(module, name, dies)
-            load_folder(folder, data_dir)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, name
-        if name == "replace" and kill_after:
-            continue
-        assert not list(data_dir.glob("cache/*.safetensors")), name
+            os._exit(0 if load(folder, outdated).sha256 == expected else 1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        again = [load(folder, outdated).sha256 for _ in range(2)]
+        assert again == [expected, expected], (name, point)
+        if code == 0:
+            break
+        assert code == 9, (name, point)
+    assert point, name
 """
 
 
-def test_a_process_killed_while_it_writes_leaves_a_valid_cache_or_none(
-    folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_process_killed_at_any_point_while_it_writes_leaves_what_the_next_one_can_use(
+    folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    run_script(KILLED_WHILE_WRITING, folder, data_dir)
-    expected = load_folder(folder, tmp_path / "new")
-    leftovers = list((data_dir / "cache").glob(".scratch-*"))
-    assert leftovers
-    with monkeypatch.context() as patch:  # the last child died after the rename
-        forbid_decoding(patch)
-        assert_same(load_folder(folder, data_dir), expected)
-
-    for leftover in leftovers:
-        os.utime(leftover, (time.time() - 2 * 24 * 3600,) * 2)
-    change(folder)
-    load_folder(folder, data_dir)
-    assert cache_of(data_dir).is_file()  # and the leftovers are gone
+    for path in folder.glob("*/*/[!a]*"):  # one image a class: every call is a point to die at
+        path.unlink()
+    expected = load_folder(folder, tmp_path / "whole").sha256
+    (folder / "train/cat/0.png").touch()  # its row is left out in a second step
+    run_script(KILLED_WHILE_WRITING, folder, data_dir, expected)
 
 
 TWO_AT_ONCE = """
@@ -385,7 +443,7 @@ def test_processes_that_build_at_once_end_with_one_valid_cache(
     run_script(TWO_AT_ONCE, folder, data_dir)
     expected = load_folder(folder, tmp_path / "new")
     assert_same(load_folder(folder, data_dir), expected)
-    assert cache_of(data_dir).is_file()
+    assert_nothing_else(data_dir)
 
 
 PLAIN_START = """
@@ -702,7 +760,7 @@ def test_a_malformed_folder_is_refused_by_name(
     culprit = spoil(folder)
     with pytest.raises(DataError, match=f"^{re.escape(str(culprit))}: .*{re.escape(reason)}"):
         load_folder(folder, data_dir)
-    assert not data_dir.exists()
+    assert not list(data_dir.glob("cache/*/index.json"))
 
 
 @pytest.mark.parametrize("path", ["/a\0b", "/\ud800", "/" + "a" * 5000])

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultimus_ignite.data.augment import Augment, Normalize
+from ultimus_ignite.data.rows import Rows
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 
 NORMALIZE = Normalize((0.5,) * 3, (0.25,) * 3)
@@ -79,3 +80,22 @@ def test_evaluation_sees_every_image_once_in_order(n, batch_size):
         assert len(collected) == len(batches)
         assert torch.cat([labels for _, labels in collected]).tolist() == list(range(n))
         assert torch.cat([x[:, 0, 0, 0] for x, _ in collected]).tolist() == list(range(n))
+
+
+@given(rows=st.lists(st.integers(0, 22), min_size=1, max_size=30).map(torch.tensor))
+@settings(max_examples=30, deadline=None)
+def test_some_rows_of_images_give_the_batches_of_their_copy(rows):
+    images = make_stream(23).images
+    some, copy = Rows(images, rows), images[rows]
+    streams = (
+        TrainingStream(each, rows, batch_size=4, seed=1, augment=AUGMENT) for each in (some, copy)
+    )
+    evaluations = (
+        EvaluationBatches(each, rows, batch_size=4, normalize=NORMALIZE) for each in (some, copy)
+    )
+    for one, other in zip(*(itertools.islice(s.starting_at(0), 9) for s in streams), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    for one, other in zip(*evaluations, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])

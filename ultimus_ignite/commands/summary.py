@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class SummaryArguments(RecipeArguments):
     """Print the layers of a recipe's model, for the classes of its --data.
 
-    Of the data, only a folder is read.
+    Of the data, only the names in a folder are read.
     """
 
 
@@ -32,7 +32,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     recipe = arguments.recipe
     find_model(recipe.model)
-    num_classes = count_classes(recipe.data, recipe.data_dir)
+    num_classes = count_classes(recipe.data)
     model = create_model(recipe, num_classes=num_classes)
     images = torch.zeros(2, 3, recipe.image_size, recipe.image_size)
     check_model(model, images, name=recipe.model, num_classes=num_classes)

@@ -1,13 +1,14 @@
-"""Many image files to one array of pixels, on all cores.
+"""Many image files to pixels, on all cores.
 
 N: number of files. S: side of the images.
 """
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,13 @@ _ALONE = 0.5  # seconds after which other processes help; they take about 0.3 s 
 _CHUNKS_PER_SECOND = 10  # of one helper
 _NAMED = 5  # unreadable files that an error names
 
+Store: TypeAlias = Callable[[int, NDArray[np.uint8]], None]
+"""Takes the position of a file and its pixels, uint8 (3, S, S)."""
+
 
 def decode(
-    paths: Sequence[str | Path], size: int, *, skip_unreadable: bool = False
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    paths: Sequence[str | Path], size: int, store: Store, *, skip_unreadable: bool = False
+) -> NDArray[np.bool_]:
     """Read image files as squares of the pixels that a viewer shows on white.
 
     What takes longer than half a second is shared with one process per core. A terminal shows a
@@ -33,27 +37,28 @@ def decode(
     Args:
         paths: N files, of the formats of `ultimus_ignite.data.pixels.read_pixels`.
         size: S, in pixels.
+        store: called once for each image, as soon as it is decoded, in any order.
         skip_unreadable: leave out what is not a readable image.
 
     Returns:
-        The images, uint8 (number kept, 3, S, S), in the order of their paths, and bool (N,): which
-        paths were kept.
+        Which files are images, bool (N,).
 
     Raises:
         DataError: some are not readable images and are not to be skipped; it counts them and names
-            five.
+            five. All others have been stored.
 
     Example:
         >>> from tempfile import NamedTemporaryFile
         >>> from PIL import Image
         >>> with NamedTemporaryFile(suffix=".png") as good, NamedTemporaryFile() as empty:
         ...     Image.new("RGB", (9, 9), "red").save(good.name)
-        ...     images, kept = decode([good.name, empty.name], 32, skip_unreadable=True)
-        >>> images.shape, kept.tolist()
-        ((1, 3, 32, 32), [True, False])
+        ...     images = np.empty((2, 3, 32, 32), np.uint8)
+        ...     decode([good.name, empty.name], 32, images.__setitem__, skip_unreadable=True)
+        array([ True, False])
+        >>> images[0, :, 0, 0]
+        array([255,   0,   0], dtype=uint8)
     """
     names = [os.fspath(path) for path in paths]
-    images = np.empty((len(names), 3, size, size), dtype=np.uint8)
     kept = np.ones(len(names), dtype=bool)
     reasons: dict[int, UnreadableError] = {}
     progress = Progress(len(names), "decoding", "images")
@@ -63,14 +68,12 @@ def decode(
                 reasons[index] = decoded
                 kept[index] = False
             else:
-                images[index] = decoded
+                store(index, decoded)
             progress.update()
-    if not reasons:
-        return images, kept
-    if not skip_unreadable:
+    if reasons and not skip_unreadable:
         lines = [f"{names[i]}: not a readable image: {reasons[i]}" for i in sorted(reasons)]
         raise DataError(_explain(lines))
-    return images[kept], kept
+    return kept
 
 
 def _decode_all(paths: Sequence[str], size: int) -> Generator[tuple[int, Decoded], None, None]:

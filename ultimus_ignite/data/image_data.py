@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ultimus_ignite.data.rows import Images, Rows, pieces
 from ultimus_ignite.errors import DataError
 
 __all__ = ["DataError", "ImageData"]
@@ -18,7 +19,10 @@ __all__ = ["DataError", "ImageData"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageData:
-    """A training set with a test set, a validation set or both, in host memory.
+    """A training set with a test set, a validation set or both, in host memory or mapped into it.
+
+    Images that come from the cache of a folder are a read-only map of its file: they are read when
+    they are used, need not fit into memory, and a process that writes to them ends (SIGSEGV).
 
     Raises:
         DataError: a tensor's dtype or shape, a count or a label is not as stated below.
@@ -38,11 +42,11 @@ class ImageData:
     """The source: ``cifar10``, ``cifar100``, ``digits`` or ``folder:DIR``, never ``auto``."""
     classes: tuple[str, ...]
     """Names of the classes; label i is ``classes[i]``."""
-    train_images: Tensor
-    """uint8 (N, 3, S, S), N > 0. If cached: a private memory map of the file, read on use."""
+    train_images: Images
+    """uint8 (N, 3, S, S), N > 0; `Rows` of them if others of the same tensor are held out."""
     train_labels: Tensor
     """int64 (N,), 0 to ``len(classes) - 1``."""
-    test_images: Tensor | None
+    test_images: Images | None
     """As ``train_images``; None if there is no test set."""
     test_labels: Tensor | None
     """As ``train_labels``; None if there is no test set."""
@@ -52,7 +56,7 @@ class ImageData:
     """Population standard deviation, otherwise as ``mean``."""
     sha256: str
     """Hash of the tensors and their shapes, in hex; it identifies the data of a run."""
-    val_images: Tensor | None = None
+    val_images: Images | None = None
     """As ``train_images``; they judge the epochs. None: the test set does."""
     val_labels: Tensor | None = None
     """As ``train_labels``; None if there is no validation set."""
@@ -71,7 +75,7 @@ class ImageData:
             raise DataError(f"{self.name}: neither a test set nor a validation set")
 
     @property
-    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def splits(self) -> dict[str, tuple[Images, Tensor]]:
         """Images and labels of ``train``, ``val`` and ``test``, as far as there are any."""
         splits = {"train": (self.train_images, self.train_labels)}
         if self.val_images is not None and self.val_labels is not None:
@@ -136,7 +140,8 @@ class ImageData:
                 digest.update(b"val")
             for tensor in tensors:
                 digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().data)
+                for piece in pieces(tensor):
+                    digest.update(piece.contiguous().numpy().data)
         return replace(checked, mean=mean, std=std, sha256=digest.hexdigest())
 
     def resized(self, image_size: int) -> "ImageData":
@@ -151,7 +156,7 @@ class ImageData:
         if image_size == self.image_size:
             return self
         resized = {
-            split: (F.interpolate(images, image_size, mode="bilinear", antialias=True), labels)
+            split: (F.interpolate(images[:], image_size, mode="bilinear", antialias=True), labels)
             for split, (images, labels) in self.splits.items()
         }
         data = ImageData.measure(
@@ -167,8 +172,8 @@ class ImageData:
             seed: decides which images are held out.
 
         Returns:
-            The same data with fewer training images, their mean and std, and a validation set; the
-            ``sha256`` is still that of the source.
+            The same data with fewer training images, their mean and std, and a validation set, both
+            as `Rows` of the present training images; the ``sha256`` is still that of the source.
 
         Raises:
             DataError: there is a validation set already, or a class would have no image in one of
@@ -186,7 +191,7 @@ class ImageData:
             reason = f"its {len(self.val_images)} validation images judge the epochs already"
             raise DataError(f"{self.name}: {reason}: leave out --val-fraction")
         try:
-            kept, held_out = train_test_split(
+            parts = train_test_split(
                 torch.arange(len(self.train_labels)).numpy(),
                 test_size=fraction,
                 random_state=seed % 2**32,
@@ -194,30 +199,36 @@ class ImageData:
             )
         except ValueError as error:
             raise DataError(f"{self.name}: val_fraction {fraction} does not fit: {error}") from None
-        images, labels = self.train_images[kept], self.train_labels[kept]
-        mean, std = _statistics(images)
+        kept, held_out = map(torch.from_numpy, parts)
+        images = self.train_images[:]
+        mean, std = _statistics(Rows(images, kept.sort().values))  # sorted: a file is read in order
         return replace(
             self,
-            train_images=images,
-            train_labels=labels,
+            train_images=Rows(images, kept),
+            train_labels=self.train_labels[kept],
             mean=mean,
             std=std,
-            val_images=self.train_images[held_out],
+            val_images=Rows(images, held_out),
             val_labels=self.train_labels[held_out],
         )
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel."""
-    mean, std = zip(*map(_mean_and_std, images.unbind(1)), strict=True)
+    histograms = torch.zeros(3, 256, dtype=torch.int64)
+    for piece in pieces(images):
+        for histogram, channel in zip(histograms, piece.unbind(1), strict=True):
+            histogram += channel.flatten().bincount(minlength=256)
+    mean, std = zip(*map(_mean_and_std, histograms), strict=True)
     return mean, std
 
 
-def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
+def _check(split: str, images: Images, labels: Tensor, num_classes: int) -> None:
     """Raise `DataError` unless images and labels are what `ImageData` promises."""
-    is_square = images.ndim == 4 and images.shape[1:] == (3, images.shape[-1], images.shape[-1])
-    if images.dtype != torch.uint8 or not is_square or not images.numel():
-        found = f"{images.dtype} {tuple(images.shape)}"
+    shape = tuple(images.shape)
+    is_square = len(shape) == 4 and shape[1:] == (3, shape[-1], shape[-1])
+    if images.dtype != torch.uint8 or not is_square or 0 in shape:
+        found = f"{images.dtype} {shape}"
         raise DataError(f"{split} images: expected torch.uint8 (N > 0, 3, S, S), got {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         found = f"{labels.dtype} {tuple(labels.shape)}"
@@ -227,13 +238,12 @@ def _check(split: str, images: Tensor, labels: Tensor, num_classes: int) -> None
         raise DataError(f"{split} labels: expected 0 to {num_classes - 1}, got {low} to {high}")
 
 
-def _mean_and_std(channel: Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation of uint8 values, each in [0, 1].
+def _mean_and_std(histogram: Tensor) -> tuple[float, float]:
+    """Mean and population standard deviation of uint8 values in [0, 1], of which there are so many.
 
     Integer sums over the histogram are exact on every machine and with any number of threads.
     """
-    count = channel.numel()
-    histogram = channel.flatten().bincount(minlength=256)
     level = torch.arange(256)
+    count = int(histogram.sum())
     total, squares = int(histogram @ level), int(histogram @ level**2)
     return total / count / 255, math.sqrt(count * squares - total**2) / count / 255

@@ -4,17 +4,20 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ultimus_ignite.data.class_names import check_class_names
 from ultimus_ignite.data.folder_cache import FolderCache
 from ultimus_ignite.data.image_data import ImageData
-from ultimus_ignite.data.layout import EXPECTED, Classes, find_layout
-from ultimus_ignite.data.reuse import Bytes, decode_changed, mark_files
+from ultimus_ignite.data.layout import EXPECTED, Classes, Layout, find_layout
+from ultimus_ignite.data.marks import mark_files
 from ultimus_ignite.data.walk import describe_passed_over
 from ultimus_ignite.errors import DataError, one_line
 
@@ -29,9 +32,10 @@ def load_folder(
     Classes and files are sorted by name. An image is what a viewer shows of it on white, resized
     to a square whatever its aspect ratio; see `ultimus_ignite.data.pixels`.
 
-    The tensors are cached in ``data_dir/cache``, in one file per folder and size. The next call
-    maps that file into memory instead of decoding, as long as every image has its old name, size
-    and times. Otherwise it decodes those that have not.
+    The pixels are decoded into ``data_dir/cache``, into one file per folder and size, which is
+    mapped into memory: the images may be more than memory holds. The next call maps that file
+    instead of decoding, as long as every image has its old name, size and times. Otherwise it
+    decodes those that have not. A decoding that is killed is continued.
 
     Args:
         root: absolute path of the folder.
@@ -45,46 +49,47 @@ def load_folder(
     Raises:
         DataError: a folder or file is missing, unreadable or in none of the layouts.
     """
+    layout, classes = read_layout(root)
+    paths = [p for split in layout.splits.values() for files in split.values() for p in files]
     try:
-        layout = find_layout(root)
-        classes = check_class_names(layout.splits, root)
-        paths = [p for split in layout.splits.values() for files in split.values() for p in files]
-        marks = mark_files(paths)
+        marks = mark_files(paths)  # they hold the paths, so the layout, too
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; {EXPECTED}") from error
 
     name = f"folder:{root}"
-    fingerprint = hashlib.sha256(marks.tobytes()).hexdigest()  # of the paths, so of the layout, too
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    cache = FolderCache(data_dir / "cache" / f"folder-{key}-{image_size}.safetensors", image_size)
-    data = cache.read(fingerprint, name, classes, layout.splits)
-    kept = np.ones(len(paths), dtype=bool)
-    if data is not None and sum(data.counts.values()) < len(paths):
-        kept = _is_among(marks, cache.read_known()[0])
-    if data is None or not (skip_unreadable or kept.all()):
-        known = cache.read_known()
-        images, kept = decode_changed(
-            paths, marks, image_size, known, skip_unreadable=skip_unreadable
-        )
-        data = _assemble(name, classes, layout.splits, images, kept)
-        cache.write(fingerprint, data, marks[kept])
-    left_out = [paths[index] for index in np.flatnonzero(~kept).tolist()]
+    cache = FolderCache(data_dir / "cache" / f"folder-{key}-{image_size}", image_size)
+    assemble = partial(_assemble, name, classes, layout.splits)
+    cached = cache.read(marks)
+    if cached is not None and (skip_unreadable or cached.is_image.all()):
+        data, is_image = assemble(*cached), cached.is_image
+    else:
+        data, is_image = cache.build(paths, marks, assemble, skip_unreadable=skip_unreadable)
+    left_out = [paths[index] for index in np.flatnonzero(~is_image).tolist()]
     notes = _describe(layout.passed_over, left_out, data)
     return replace(data, held_out=layout.held_out, notes=notes)
 
 
-def _is_among(marks: Bytes, known: Bytes) -> NDArray[np.bool_]:
-    """Whether each mark is known, bool (N,)."""
-    rows = {mark.tobytes() for mark in known}
-    return np.array([mark.tobytes() in rows for mark in marks])
+def read_layout(root: Path) -> tuple[Layout, tuple[str, ...]]:
+    """The layout of a folder and the sorted names of its classes; no image is opened.
+
+    Raises:
+        DataError: the folder is missing, unreadable or in none of the layouts.
+    """
+    try:
+        layout = find_layout(root)
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; {EXPECTED}") from error
+    return layout, check_class_names(layout.splits, root)
 
 
 def _assemble(
     name: str,
     classes: tuple[str, ...],
     splits: Mapping[str, Classes],
-    images: Bytes,
-    kept: NDArray[np.bool_],
+    images: Tensor,
+    is_image: NDArray[np.bool_],
+    measured: Mapping[str, Any] | None = None,
 ) -> ImageData:
     """Divide the images by split and label them.
 
@@ -93,20 +98,34 @@ def _assemble(
         classes: as in `ImageData`.
         splits: N files.
         images: uint8 (M, 3, S, S), in the order of the files.
-        kept: bool (N,), which files are images; M of them.
+        is_image: bool (N,), which files are images; M of them.
+        measured: ``mean``, ``std`` and ``sha256``, if they are known.
     """
-    parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
     for split, files in splits.items():
         sizes = [len(paths) for paths in files.values()]
         labels = np.repeat([classes.index(class_name) for class_name in files], sizes)
-        of_split, kept = np.split(kept, [len(labels)])
+        of_split, is_image = np.split(is_image, [len(labels)])
         labels = labels[of_split]
-        its_images, images = np.split(images, [len(labels)])
-        lost = [c for c in files if split == "train" and classes.index(c) not in labels]
+        counts = np.bincount(labels, minlength=len(classes))
+        lost = [c for c in files if split == "train" and not counts[classes.index(c)]]
         if lost or not len(labels):
             raise DataError(f"{name}: no readable image is left in {'/'.join([split, *lost[:1]])}")
-        parts[split] = torch.from_numpy(its_images), torch.from_numpy(labels)
-    return ImageData.measure(name, classes, parts["train"], parts.get("test"), parts.get("val"))
+        parts[split] = images[: len(labels)], torch.from_numpy(labels)
+        images = images[len(labels) :]
+    if measured is None:
+        return ImageData.measure(name, classes, parts["train"], parts.get("test"), parts.get("val"))
+    test, val = (parts.get(split, (None, None)) for split in ("test", "val"))
+    return ImageData(
+        name,
+        classes,
+        *parts["train"],
+        test_images=test[0],
+        test_labels=test[1],
+        val_images=val[0],
+        val_labels=val[1],
+        **measured,
+    )
 
 
 def _describe(passed_over: list[str], left_out: list[str], data: ImageData) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ SOURCES = {
 def load(
     spec: str, data_dir: Path | str, *, image_size: int = 32, skip_unreadable: bool = False
 ) -> "ImageData":
-    """Load a data set into memory.
+    """Load a data set; the images of a folder are mapped from its cache.
 
     Args:
         spec: one of
@@ -131,22 +131,25 @@ folder:DIR, auto, got 'cifar-10': did you mean cifar10?
         raise DataError(f"{folder}: {error.strerror}: give --data folder:DIR") from error
 
 
-def count_classes(spec: str, data_dir: Path | str) -> int:
-    """The number of classes of a data set; only those of a folder are read.
+def count_classes(spec: str) -> int:
+    """The number of classes of a data set; no image is read, only the names in a folder.
 
     Args:
         spec: as for `load`; both data sets of ``auto`` have ten classes.
-        data_dir: as for `load`.
 
     Raises:
         DataError: as for `load`.
 
     Example:
-        >>> count_classes("cifar100", "data")
+        >>> count_classes("cifar100")
         100
     """
-    name = "cifar10" if spec == "auto" else spec
-    return SOURCES[name].num_classes if name in SOURCES else len(load(spec, data_dir).classes)
+    check(spec)
+    if spec.startswith("folder:"):
+        from ultimus_ignite.data.image_folder import read_layout
+
+        return len(read_layout(_absolute(spec.removeprefix("folder:")))[1])
+    return SOURCES["cifar10" if spec == "auto" else spec].num_classes
 
 
 def _meant(spec: str, choices: list[str]) -> list[str]:

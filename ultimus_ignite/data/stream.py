@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ultimus_ignite.data.augment import Augment
+from ultimus_ignite.data.placement import send
+from ultimus_ignite.data.rows import Images, select
 from ultimus_ignite.data.sampler import epoch_order
 from ultimus_ignite.seeding import derive_seed
 
@@ -29,11 +31,13 @@ class TrainingStream:
     same batches as the unbroken run.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, on the device that trains.
+        images: uint8 ``(N, 3, H, W)``.
         labels: int64 ``(N,)``, on the same device.
         batch_size: images per batch.
         seed: the run's seed.
-        augment: applied to every batch.
+        augment: applied to every batch, on the device that trains.
+        device: the one that trains; None: where the images are.
+        note: a line for the log on where the images are.
 
     Raises:
         ValueError: there are no images.
@@ -48,7 +52,15 @@ class TrainingStream:
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, batch_size: int, seed: int, augment: Augment
+        self,
+        images: Images,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: Augment,
+        device: torch.device | None = None,
+        note: str = "",
     ) -> None:
         if len(images) == 0:
             raise ValueError("there are no training images")
@@ -57,6 +69,8 @@ class TrainingStream:
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.device = device or images.device
+        self.note = note
         self.epoch_length = math.ceil(len(images) / batch_size)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch and its order
 
@@ -71,10 +85,12 @@ class TrainingStream:
         epoch, step = divmod(iteration, self.epoch_length)
         start = step * self.batch_size
         index = self.order(epoch)[start : start + self.batch_size]
-        images = self.images.index_select(0, index)  # 5 times as fast as images[index]
+        images, labels = (
+            send(select(each, index), self.device) for each in (self.images, self.labels)
+        )
         seed = derive_seed(self.seed, "augment", iteration)
         draws = self.augment.draw(images.shape, torch.Generator().manual_seed(seed))
-        return Batch(self.augment(images, draws.to(images.device)), self.labels[index], iteration)
+        return Batch(self.augment(images, draws.to(self.device)), labels, iteration)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the images in the order of one 0-based epoch."""
@@ -95,16 +111,20 @@ class EvaluationBatches:
         (3, [[0, 1], [2, 3], [4]])
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     _: KW_ONLY
     batch_size: int
     normalize: Callable[[Tensor], Tensor]
+    device: torch.device | None = None
+    """The one that computes; None: where the images are."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.device or self.images.device
         for start in range(0, len(self.images), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield self.normalize(self.images[part]), self.labels[part]
+            images, labels = (send(each[part], device) for each in (self.images, self.labels))
+            yield self.normalize(images), labels
