@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ultimus_ignite.errors import UserError
 
@@ -145,7 +145,7 @@ class Recipe:
             limit = f"be at most image_size, {self.image_size}"
             raise RecipeError(f"cutout_size must {limit}, got {self.cutout_size}")
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> "Sizes":
         """``crop_padding`` and ``cutout_size`` in pixels, also where they are ``auto``.
 
         Example:
@@ -157,6 +157,13 @@ class Recipe:
             "crop_padding": self.image_size // 16 if padding == "auto" else padding,
             "cutout_size": self.image_size // 4 if hole == "auto" else hole,
         }
+
+
+class Sizes(TypedDict):
+    """The fields of a recipe that may follow its ``image_size``, in pixels."""
+
+    crop_padding: int
+    cutout_size: int
 
 
 RecipeName = Literal["classic", "tokens", "large"]
