@@ -127,3 +127,30 @@ def test_other_initial_weights_are_refused_when_a_run_is_resumed(tmp_path):
     recipe = Recipe(data="digits", epochs=2, device="cpu", init="elsewhere")
     with pytest.raises(CheckpointError, match="init: None -> elsewhere"):
         train(recipe, out=tmp_path / "run", resume=True)
+
+
+class Counting(nn.Linear):
+    """It saves more than tensors."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"calls": 3}
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("rewrap", [lambda m: m, nn.DataParallel, torch.compile])
+def test_wrappers_and_other_saved_state_do_not_count(tmp_path, wrap, rewrap):
+    source, model = Counting(4, 3), Counting(4, 3)
+    state = wrap(source).state_dict()
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    load_initial_weights(rewrap(model), str(tmp_path / "w.safetensors"), num_classes=3)
+    assert torch.equal(model.weight, source.weight)
+    assert torch.equal(model.bias, source.bias)
+
+
+def test_an_unknown_home_is_one_line():
+    with pytest.raises(RecipeError, match="^init: ~no_such_user/run: there is no such file"):
+        load_initial_weights(nn.Linear(4, 3), "~no_such_user/run", num_classes=3)

@@ -55,6 +55,15 @@ def net_file(tmp_path, monkeypatch):
             raise KeyError("lost")
 
 
+        def leaves(num_classes):
+            raise SystemExit("bye")
+
+
+        def grows(num_classes, widths):
+            widths.append(num_classes)
+            return nn.LazyLinear(len(widths))
+
+
         def text(num_classes):
             return "net"
 
@@ -90,6 +99,32 @@ def test_a_file_that_is_called_as_a_package_does_not_take_its_place(net_file, tm
     assert find_model("torchvision.models:resnet18") is torchvision.models.resnet18
 
 
+def test_a_file_is_imported_once_also_after_it_has_failed(net_file, tmp_path):
+    assert find_model("net.py:Net") is find_model(f"{net_file}:Net")
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "net.py").write_text("Net = int\n")
+    assert find_model("later/net.py:Net") is int
+    (tmp_path / "mended.py").write_text("Net = int\nfail\n")
+    with pytest.raises(RecipeError, match="NameError"):
+        find_model("mended.py:Net")
+    (tmp_path / "mended.py").write_text("Net = float\n")
+    assert find_model("mended.py:Net") is float
+
+
+def test_a_model_that_changes_its_arguments_changes_no_recipe(net_file):
+    recipe = Recipe(model="net.py:grows", model_args={"widths": [3]})
+    for _ in range(2):
+        assert create_model(recipe, num_classes=4).out_features == 2
+    assert recipe.model_args == {"widths": [3]}
+
+
+@pytest.mark.parametrize("value", [(8, 9), {8}, nn.GELU, torch.ones(2), float("nan"), {1: 2}])
+def test_arguments_that_json_cannot_hold_are_refused(value):
+    for arguments in ({"width": value}, value):
+        with pytest.raises(RecipeError, match="^model_args must be a dict of what JSON can hold"):
+            Recipe(model_args=arguments)
+
+
 def test_arguments_come_before_those_of_the_run(net_file):
     arguments = {"width": 7, "image_size": 8}
     recipe = Recipe(model="net.py:Net", image_size=16, model_args=arguments)
@@ -114,18 +149,26 @@ def test_weights_depend_on_the_seed_alone(net_file):
         ("nowhere.py:Net", {}, "nowhere.py cannot be imported: FileNotFoundError"),
         ("wrong.py:Net", {}, "wrong.py cannot be imported: SyntaxError"),
         ("early.py:Net", {}, "early.py cannot be imported: SystemExit"),
+        ("nets:Net", {}, "nets cannot be imported: .*; did you mean nets.py:...?"),
         ("net.py:Nett", {}, "net.py has no Nett"),
         ("net.py:Net.nope", {}, "net.py has no Net.nope"),
         ("net.py:NUMBER", {}, "net.py:NUMBER is of type int, which makes no model"),
         ("net.py:Net", {"wdth": 3}, r"net.py:Net\(num_classes=9, wdth=3, .*'wdth'"),
         ("net.py:Options", {}, r"net.py:Options\(num_classes=9\): TypeError: .*num_classes"),
         ("net.py:fails", {}, r"net.py:fails\(num_classes=9\): KeyError: 'lost'"),
+        ("net.py:leaves", {}, r"net.py:leaves\(num_classes=9\): SystemExit: bye"),
+        (
+            "~no_such_user/net.py:Net",
+            {},
+            "~no_such_user/net.py cannot be imported: FileNotFoundError",
+        ),
         ("net.py:text", {}, "net.py:text makes a str, not an nn.Module"),
         ("torch.nn:Linear", {}, "torch.nn:Linear.*TypeError"),
     ],
 )
 def test_a_name_that_makes_no_model_is_one_line(net_file, tmp_path, name, arguments, message):
     (tmp_path / "wrong.py").write_text("class Net(:\n")
+    (tmp_path / "nets.py").touch()
     (tmp_path / "early.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(RecipeError, match=f"^model:? .*{message}") as caught:
         create_model(Recipe(model=name, model_args=arguments), num_classes=9)
@@ -149,6 +192,14 @@ class Wrapped(nn.Module):
         return self.change(logits) if self.training or not self.in_training else logits
 
 
+class WithBuffer(Wrapped):
+    """A classifier that saves another tensor."""
+
+    def __init__(self, buffer):
+        super().__init__(lambda logits: logits)
+        self.register_buffer("buffer", buffer)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -160,10 +211,16 @@ class Wrapped(nn.Module):
         (Wrapped(lambda y: y.long()), r"gives torch.int64 \(2, 10\)"),
         (Wrapped(lambda y: y.to("meta")), "gives logits on meta for images on cpu"),
         (Wrapped(lambda y: y @ torch.ones(3, 3)), "fails on 2 images .*: RuntimeError: mat1"),
+        (WithBuffer(torch.eye(3).to_sparse()), "has no safetensors file: RuntimeError"),
+        (WithBuffer(torch.ones(3, dtype=torch.complex128)), "has no safetensors file: KeyError"),
         (Wrapped(lambda y: y.detach()), "depend on no parameter that is trained"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3072, 10).requires_grad_(False)),
             "depend on no parameter that is trained",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")),
+            "cannot be moved to cpu: NotImplementedError: Cannot copy out of meta tensor",
         ),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "fails on 2 images of 32x32 pixels"),
     ],
@@ -283,3 +340,84 @@ def test_the_recipe_says_what_was_given():
     assert (made.model, made.model_args) == ("torch.nn.modules.container:Sequential", {})
     assert (made.data, made.image_size) == ("random", 8)
     assert (made.crop_padding, made.cutout_size) == (0, 2)
+
+
+class Squeezing(nn.Sequential):
+    """It mistakes the one image of a batch for a dimension that is too many."""
+
+    def forward(self, images):
+        return super().forward(images).squeeze()
+
+
+def test_a_model_that_fails_at_any_batch_size_is_not_blamed_on_it():
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), nn.Flatten()):
+        with pytest.raises(RecipeError, match="2 images") as caught:
+            check_model(model, IMAGES, name="Net", num_classes=10, num_evaluated=1)
+        assert "--batch-size" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_the_smallest_batch_of_an_evaluation_is_tried(case):
+    """The oracle: an evaluation itself."""
+    draw = random.Random(case)
+    data = random_data((8, draw.randint(1, 9), draw.randint(1, 9)))
+    recipe = Recipe(batch_size=draw.choice([2, 4, 8]), epochs=3, device="cpu")
+    sizes = []
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    plain.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    parts = build(recipe, model=plain, data=data)
+    sizes.clear()
+    for split in (parts.test, parts.evaluated):
+        parts.evaluator.run(split.batches)
+
+    squeezing = Squeezing(nn.Flatten(), nn.Linear(192, 3))
+    if min(sizes) > 1:
+        build(recipe, model=squeezing, data=data)
+    else:
+        with pytest.raises(
+            RecipeError, match=r"^model: .* gives .* \(3,\) for 1 image .*--batch-size"
+        ):
+            build(recipe, model=squeezing, data=data)
+
+
+def test_weights_of_lazy_layers_depend_on_the_seed_alone():
+    data, weights = random_data((8, 4)), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(random.randrange(10**6))
+        model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+        build(Recipe(batch_size=4, device="cpu", seed=seed), model=model, data=data)
+        weights.append(model[1].weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_complex_parameters_are_trained():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filter = nn.Parameter(torch.ones(3, 8, 5, dtype=torch.complex64))
+            self.classifier = nn.Linear(192, 3)
+
+        def forward(self, images):
+            return self.classifier(
+                torch.fft.irfft2(torch.fft.rfft2(images) * self.filter).flatten(1)
+            )
+
+    model = Spectral()
+    parts = build(Recipe(batch_size=4, device="cpu"), model=model, data=random_data((8, 4)))
+    parts.trainer.run(parts.stream.starting_at(0), max_epochs=1, epoch_length=2)
+    assert (model.filter != 1).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("model", "resnet18"),
+        ("model", nn.Linear),
+        ("data", "digits"),
+        ("optimizer", torch.optim.SGD),
+    ],
+)
+def test_what_is_given_by_its_name_or_class_is_refused(name, given):
+    with pytest.raises(RecipeError, match=f"^{name}= takes an instance of .*, got "):
+        build(Recipe(), **{name: given})

@@ -14,6 +14,7 @@ from torch import nn
 
 import ultimus_ignite
 from ultimus_ignite import ImageData, Recipe, train
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers import CheckpointError, CheckpointStore
 from ultimus_ignite.modules import UltimusBlock
 from ultimus_ignite.run_directory import RunDirectory
@@ -192,3 +193,56 @@ def test_the_package_itself_does_not_load_torch():
     assert answer.stdout.startswith("<function train")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ultimus_ignite.nothing  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def validated(data):
+    """The same, with a validation set that is not like the training images."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(4, (20,), generator=generator)
+    images = torch.randint(256, (20, 3, SIZE, SIZE), generator=generator).byte()
+    splits = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    return ImageData.measure("colours", data.classes, *splits, (images, labels))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager")])
+def test_a_run_with_validation_ends_with_its_best_weights_also_when_it_was_finished(
+    tmp_path, validated, wrap
+):
+    recipe = dataclasses.replace(RECIPE, epochs=4, max_lr=0.3)
+    for resume in (False, True):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
+        run = train(recipe, out=tmp_path, data=validated, model=wrap(net), resume=resume)
+        iteration, best = run.checkpointer.load_best()
+        assert iteration < run.parts.trainer.state.iteration  # else this shows nothing
+        for key, value in safetensors.torch.load_file(run.directory.model).items():
+            assert torch.equal(value, best["model"][key])
+            assert torch.equal(value, net.state_dict()[key])
+
+
+def ending(event):
+    def configure(trainer, evaluator):
+        trainer.add_event_handler(event, trainer.terminate)
+
+    return configure
+
+
+def test_a_handler_may_end_a_run_early(tmp_path, data):
+    configure = ending(Events.EPOCH_COMPLETED(once=2))
+    run = train(RECIPE, out=tmp_path, data=data, configure=configure, **parts_of_a_script())
+    status = run.directory.read_status()
+    assert (status["status"], status["ended_early"]) == ("finished", "handler")
+    assert "Ended by a handler after epoch 2 of 3; epoch " in run.directory.log.read_text()
+
+
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_a_handler_that_ends_a_run_before_an_epoch_is_named(
+    tmp_path, data, validated, with_validation
+):
+    data = validated if with_validation else data
+    configure = ending(Events.ITERATION_COMPLETED(once=2))
+    with pytest.raises(UserError, match="^a handler ended the run in its first epoch"):
+        train(RECIPE, out=tmp_path, data=data, configure=configure, **parts_of_a_script())
+    run = train(RECIPE, out=tmp_path, data=data, resume=True, **parts_of_a_script())
+    assert len(run.history.rows) == 3

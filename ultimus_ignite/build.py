@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from ultimus_ignite.batches import Split, create_batches
 from ultimus_ignite.checks import (
+    check_given,
     check_model,
     check_optimizer,
     check_schedule,
@@ -25,6 +27,7 @@ from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.initial_weights import load_initial_weights
 from ultimus_ignite.models import create_model, find_model, name_of
 from ultimus_ignite.recipe import Recipe, RecipeError
+from ultimus_ignite.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,8 @@ def build(
         resumes: the weights will be those of a checkpoint, so the recipe's ``init`` is not read.
 
     Raises:
-        RecipeError: the device, the model, its ``init`` or a compiler does not exist, the model
-            does not fit the data, or the run is too short.
+        RecipeError: the device, the model, its ``init`` or a compiler does not exist, what is given
+            is of another type, the model does not fit the data, or the run is too short.
         DataError: the data are missing or malformed.
 
     Example:
@@ -85,6 +88,7 @@ def build(
         >>> parts.stream.epoch_length, sum(p.numel() for p in parts.model.parameters())
         (3, 25786)
     """
+    check_given(model=(model, nn.Module), data=(data, ImageData), optimizer=(optimizer, Optimizer))
     device = usable_device(recipe)
     if model is None:
         find_model(recipe.model)  # reading the data takes longer
@@ -106,9 +110,14 @@ def build(
     num_classes = len(data.classes)
     if model is None:
         model = create_model(recipe, num_classes=num_classes)
-    model.to(device)
-    images = stream.batch(0).images[: min(2, _smallest_part(recipe, stream))]
-    check_model(model, images, name=recipe.model, num_classes=num_classes)
+    check_model(
+        model,
+        stream.batch(0).images[: min(2, _smallest_part(recipe, stream))],
+        name=recipe.model,
+        num_classes=num_classes,
+        num_evaluated=min(_smallest_batch(recipe, split) for split in (test, evaluated) if split),
+        seed=derive_seed(recipe.seed, "init", 1),
+    )
     notes = [stream.note] if stream.note else []
     if recipe.init is not None and not resumes:
         notes.append(load_initial_weights(model, recipe.init, num_classes=num_classes))
@@ -143,6 +152,12 @@ def _smallest_part(recipe: Recipe, stream: TrainingStream) -> int:
     last = len(stream.labels) % full or full
     steps = recipe.accumulation_steps
     return min(len(part) for size in (full, last) for part in torch.empty(size).chunk(steps))
+
+
+def _smallest_batch(recipe: Recipe, split: Split) -> int:
+    """The least number of images that a forward pass of an evaluation gets."""
+    count = len(split.batches.labels)
+    return count % recipe.batch_size or min(count, recipe.batch_size)
 
 
 def create_engines(
@@ -182,7 +197,8 @@ def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimize
     for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         by_decay[weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     groups = [{"params": same, "weight_decay": decay} for decay, same in by_decay.items()]
-    return torch.optim.AdamW(groups, fused=True)  # the scheduler sets the rate
+    fused = all(map(torch.is_floating_point, chain(*by_decay.values())))  # none is complex
+    return torch.optim.AdamW(groups, fused=fused)  # the scheduler sets the rate
 
 
 def create_scheduler(

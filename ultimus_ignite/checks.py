@@ -12,8 +12,10 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from ultimus_ignite.engines import evaluating, select_device
+from ultimus_ignite.errors import one_line
 from ultimus_ignite.models import reason
 from ultimus_ignite.recipe import Recipe, RecipeError
+from ultimus_ignite.weights_file import encode_weights
 
 
 def usable_device(recipe: Recipe) -> torch.device:
@@ -34,6 +36,27 @@ def usable_device(recipe: Recipe) -> torch.device:
             advice = "install a C++ compiler such as g++, or leave out --compile"
             raise RecipeError(f"compile: {reason}: {advice}") from None
     return device
+
+
+def check_given(**given: tuple[object, type]) -> None:
+    """Refuse what is neither None nor of its type.
+
+    Args:
+        given: value and type, by the name of the argument.
+
+    Raises:
+        RecipeError: the first that is of another type, such as a name or a class.
+
+    Example:
+        >>> check_given(model=("resnet18", nn.Module))
+        Traceback (most recent call last):
+            ...
+        ultimus_ignite.recipe.RecipeError: model= takes an instance of Module, got 'resnet18'
+    """
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            wanted = f"takes an instance of {kind.__name__}"
+            raise RecipeError(one_line(f"{name}= {wanted}, got {value!r:.99}"))
 
 
 def check_schedule(recipe: Recipe, total_steps: int) -> None:
@@ -68,16 +91,26 @@ does not rise to max_lr: give more --epochs, a smaller --batch-size or another -
         )
 
 
-def check_model(model: nn.Module, images: Tensor, *, name: str, num_classes: int) -> None:
-    """Try a model on a few images, in eval mode and in training.
+def check_model(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    name: str,
+    num_classes: int,
+    num_evaluated: int = 2,
+    seed: int = 0,
+) -> None:
+    """Try a model on a few images, in eval mode and in training, and whether it can be saved.
 
     Its parameters, gradients, buffers and modes stay as they are, and so do torch's random numbers.
 
     Args:
-        model: on the device of the images; its layers that are lazy are made by this.
-        images: as the model will get them, float32 (B, 3, S, S).
+        model: moved to the device of the images; its layers that are lazy are made by this.
+        images: as the model will get them in training, float32 (B, 3, S, S).
         name: of the model, for messages.
         num_classes: number of logits that are wanted.
+        num_evaluated: the least number of images that it will get in eval mode, tried if fewer.
+        seed: of the weights of lazy layers.
 
     Raises:
         RecipeError: it fails, or it gives anything but logits that depend on trained parameters.
@@ -89,9 +122,17 @@ def check_model(model: nn.Module, images: Tensor, *, name: str, num_classes: int
         ultimus_ignite.recipe.RecipeError: model: Flat gives torch.float32 (2, 192) for 2 images \
 of 8x8 pixels, expected logits (2, 10)
     """
+    try:
+        model.to(images.device)
+    except Exception as error:  # such as a model without numbers, on the meta device
+        why = reason(error)
+        raise RecipeError(f"model: {name} cannot be moved to {images.device}: {why}") from error
     with torch.random.fork_rng():
+        torch.manual_seed(seed)
         with evaluating(model), torch.no_grad():
-            _check_logits(_call(model, images, name), images, name, num_classes)
+            for count in sorted({len(images), min(len(images), num_evaluated)}, reverse=True):
+                few = images[:count]
+                _check_logits(_call(model, few, name), few, name, num_classes)
         # Clones, because BatchNorm and its like change their buffers in training.
         buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
         with torch.enable_grad():
@@ -99,6 +140,10 @@ of 8x8 pixels, expected logits (2, 10)
         _check_logits(logits, images, name, num_classes)
     if not logits.requires_grad:
         raise RecipeError(f"model: the logits of {name} depend on no parameter that is trained")
+    try:
+        encode_weights(model.state_dict())
+    except Exception as error:  # at the end of the run it would be too late
+        raise RecipeError(f"model: {name} has no safetensors file: {reason(error)}") from error
 
 
 def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
@@ -116,8 +161,7 @@ def _call(model: Callable[[Tensor], Any], images: Tensor, name: str) -> Any:
     try:
         return model(images)
     except Exception as error:
-        advice = "; an epoch's last batch is that small: choose another --batch-size"
-        why = reason(error) + advice * (len(images) == 1)
+        why = reason(error) + _advice(images)
         raise RecipeError(f"model: {name} fails on {_describe(images)}: {why}") from error
 
 
@@ -127,10 +171,16 @@ def _check_logits(logits: Any, images: Tensor, name: str, num_classes: int) -> N
         raise RecipeError(f"model: {name} gives a {type(logits).__name__} {expected}")
     if logits.shape != (len(images), num_classes) or not logits.is_floating_point():
         found = f"{logits.dtype} {tuple(logits.shape)}"
-        raise RecipeError(f"model: {name} gives {found} {expected}")
+        advice = _advice(images) * (logits.ndim == 1)  # such as by squeeze()
+        raise RecipeError(f"model: {name} gives {found} {expected}{advice}")
     if logits.device != images.device:
         found = f"logits on {logits.device}"
         raise RecipeError(f"model: {name} gives {found} for images on {images.device}")
+
+
+def _advice(images: Tensor) -> str:
+    advice = "; an epoch's last batch is that small: choose another --batch-size"
+    return advice * (len(images) == 1)
 
 
 def _describe(images: Tensor) -> str:

@@ -1,12 +1,11 @@
 """How a run ends: whether it is over, why, with which weights, and what they are worth."""
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
+from ultimus_ignite.errors import UserError
+from ultimus_ignite.handlers.checkpoints.saved_state import load_state, save_state
 from ultimus_ignite.handlers.support.history_csv import to_csv
 from ultimus_ignite.run_directory import RunDirectoryError
 from ultimus_ignite.run_state import Run
+from ultimus_ignite.weights_file import encode_weights
 
 
 def is_over(run: Run) -> bool:
@@ -33,15 +32,22 @@ def is_complete(run: Run) -> bool:
 
 
 def why_it_ended(run: Run) -> tuple[str, str] | None:
-    """The field that has ended a run early, and a line that says so; None if none has."""
+    """What has ended a run early, a field or ``handler``, and a line that says so; None if nothing.
+
+    Raises:
+        UserError: a handler has terminated the trainer before there was anything to measure.
+    """
     history, recipe = run.history, run.parts.recipe
-    reason = run.early_end.reason(run.parts.trainer.state.iteration)
-    if reason is None or len(history.rows) == recipe.epochs:
+    if len(history.rows) == recipe.epochs:
         return None
+    reason = run.early_end.reason(run.parts.trainer.state.iteration)
+    cause = f"{reason} = {getattr(recipe, reason)}" if reason else "a handler"
+    if not history.rows:
+        raise UserError("a handler ended the run in its first epoch: there is nothing to measure")
     column = f"{history.evaluated}_accuracy"
     best = max(history.rows, key=lambda row: row[column] or 0.0)
-    return reason, (
-        f"Ended by {reason} = {getattr(recipe, reason)} after epoch {len(history.rows)} of "
+    return reason or "handler", (
+        f"Ended by {cause} after epoch {len(history.rows)} of "
         f"{recipe.epochs}; epoch {best['epoch']} was the best: {best[column]:.2%}"
     )
 
@@ -54,15 +60,20 @@ def final_weights(run: Run) -> bytes:
     if run.parts.validates:
         state = run.checkpointer.load_best()[1]["model"]
     else:
-        state = run.parts.model.state_dict()
-    # Safetensors takes neither tensors that share memory, such as tied weights, nor those in
-    # another order than that of their dimensions, nor the other objects that a module may save.
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    format = torch.contiguous_format
-    return save({key: value.clone(memory_format=format) for key, value in tensors.items()})
+        state = save_state(run.parts.model)
+    return encode_weights(state)
 
 
-def test(run: Run) -> dict[str, float | None]:
+def load_final_weights(run: Run) -> int:
+    """Load the final weights into the model; returns the iteration that they are from."""
+    if not run.parts.validates:
+        return run.parts.trainer.state.iteration
+    iteration, best = run.checkpointer.load_best()
+    load_state(run.parts.model, best["model"])
+    return iteration
+
+
+def measure(run: Run) -> dict[str, float | None]:
     """Loss and accuracy of the final weights on the test set; without one, on the validation set.
 
     If there is a validation set, the final weights are those of the best epoch, and the test set is
@@ -72,9 +83,7 @@ def test(run: Run) -> dict[str, float | None]:
     parts, rows = run.parts, run.history.rows
     if not parts.validates:
         return {f"test_{name}": rows[-1][f"test_{name}"] for name in measures}
-    iteration, best = run.checkpointer.load_best()
-    parts.model.load_state_dict(best["model"])
-    epoch = iteration // parts.stream.epoch_length
+    epoch = load_final_weights(run) // parts.stream.epoch_length
     line = f"Epoch {epoch} was the best by validation"
     if parts.test is None:
         run.logger.write(f"{line}; there is no test set")

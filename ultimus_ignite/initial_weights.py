@@ -1,5 +1,6 @@
 """Start from the weights of another run or of a file, as in fine-tuning."""
 
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -7,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ultimus_ignite.errors import one_line
+from ultimus_ignite.handlers.checkpoints.saved_state import load_state, plain_names, save_state
 from ultimus_ignite.recipe import RecipeError
 from ultimus_ignite.run_directory import RunDirectory
 
@@ -15,7 +17,8 @@ def load_initial_weights(model: nn.Module, source: str, *, num_classes: int) -> 
     """Load weights into a model; a classifier for other classes keeps its own, which are random.
 
     A tensor belongs to the classifier if its first dimension, and only that, differs from the
-    source and is the number of classes.
+    source and is the number of classes. The prefixes that DataParallel and `torch.compile` give to
+    names do not count.
 
     Args:
         model: its tensors are replaced.
@@ -39,10 +42,13 @@ def load_initial_weights(model: nn.Module, source: str, *, num_classes: int) -> 
         >>> note.split("; ")[1]
         'made anew for 10 classes instead of 100: bias, weight'
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (leaves an unknown ~user)
     if path.is_dir():
         path = RunDirectory(path).model
-    weights, own = _read(path), model.state_dict()
+    weights = _read(path)
+    weights = {name: weights[key] for key, name in plain_names(weights).items()}
+    state = save_state(model)
+    own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if differing := sorted(weights.keys() ^ own.keys()):
         whose = "the model has no" if differing[0] in weights else "the file lacks"
         raise RecipeError(one_line(f"init: {path}: {whose} {differing[0]}: is it another model?"))
@@ -52,7 +58,8 @@ def load_initial_weights(model: nn.Module, source: str, *, num_classes: int) -> 
         if not ours or theirs[1:] != ours[1:] or ours[0] != num_classes:
             sizes = f"{tuple(theirs)}, the model has {tuple(ours)}"
             raise RecipeError(one_line(f"init: {path}: {key} is {sizes}: is it another model?"))
-    model.load_state_dict(own | {key: weights[key] for key in own.keys() - set(misfits)})
+    state.update({key: weights[key] for key in own.keys() - set(misfits)})
+    load_state(model, state)
     note = f"init: {len(own) - len(misfits)} of {len(own)} tensors from {path}"
     if misfits:
         before = len(weights[misfits[0]])

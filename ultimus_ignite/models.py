@@ -1,8 +1,10 @@
 """From the name of a model to a network."""
 
+import copy
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from operator import attrgetter
@@ -24,7 +26,8 @@ def find_model(name: str) -> Callable[..., nn.Module]:
 
     Args:
         name: a key of `ultimus_ignite.modules.MODELS`, or ``module:callable`` as Python imports it,
-            or ``FILE.py:callable``. A file's own folder is searched last for what it imports.
+            or ``FILE.py:callable``. A file's own folder is searched last for what it imports, and
+            a process imports a file once.
 
     Raises:
         RecipeError: there is no such model, or its module cannot be imported.
@@ -65,8 +68,8 @@ def create_model(recipe: Recipe, *, num_classes: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "init", 0))
         try:
-            model = create(**arguments)
-        except Exception as error:
+            model = create(**copy.deepcopy(arguments))  # it may change a list within
+        except (Exception, SystemExit) as error:
             call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise RecipeError(f"model: {recipe.model}({call}): {reason(error)}") from error
     if not isinstance(model, nn.Module):
@@ -94,22 +97,29 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise RecipeError(f"model: {name} cannot be imported: {reason(error)}") from error
+        why = reason(error)
+        if Path(f"{name}.py").is_file():  # of the current folder, which commands do not search
+            why += f"; did you mean {name}.py:...?"
+        raise RecipeError(f"model: {name} cannot be imported: {why}") from error
 
 
 def _import_file(name: str) -> ModuleType:
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()  # noqa: PTH111 (leaves an unknown ~user)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     # A prefix, so that timm.py does not take the place of the package.
     spec = importlib.util.spec_from_file_location(f"ultimus_model_{path.stem}", path)
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
+    loaded = sys.modules.get(spec.name)
+    if loaded is not None and loaded.__file__ == spec.origin:
+        return loaded  # as an import does: what the file registers, it registers once
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look classes up there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise RecipeError(f"model: {name} cannot be imported: {reason(error)}") from error
     return module
 

@@ -1,12 +1,13 @@
 """What a run is made of. Only the standard library: `--help` must not load torch."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, Literal, TypedDict
 
-from ultimus_ignite.errors import UserError
+from ultimus_ignite.errors import UserError, one_line
 
 
 class RecipeError(UserError, ValueError):
@@ -136,6 +137,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not _is_json_object(self.model_args):
+            what = "a dict of what JSON can hold, with lists for tuples"
+            raise RecipeError(one_line(f"model_args must be {what}, got {self.model_args!r}"))
         if not re.fullmatch("[a-z]+(:[0-9]{1,3})?", self.device):  # torch alone knows which exist
             raise RecipeError(f"device must be auto, or such as cpu or cuda:1, got {self.device!r}")
         if self.crop_padding != "auto" and self.crop_padding >= self.image_size:
@@ -157,6 +161,13 @@ class Recipe:
             "crop_padding": self.image_size // 16 if padding == "auto" else padding,
             "cutout_size": self.image_size // 4 if hole == "auto" else hole,
         }
+
+
+def _is_json_object(value: object) -> bool:
+    try:
+        return isinstance(value, dict) and json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 class Sizes(TypedDict):

@@ -9,7 +9,14 @@ from torch.optim import Optimizer
 
 from ultimus_ignite.build import Parts, build
 from ultimus_ignite.data.image_data import ImageData
-from ultimus_ignite.ending import final_weights, is_complete, is_over, test, why_it_ended
+from ultimus_ignite.ending import (
+    final_weights,
+    is_complete,
+    is_over,
+    load_final_weights,
+    measure,
+    why_it_ended,
+)
 from ultimus_ignite.errors import Interrupted
 from ultimus_ignite.handlers import NonFiniteError
 from ultimus_ignite.handlers.support.files import replace_file
@@ -70,6 +77,7 @@ def train(
         CheckpointError: the checkpoint cannot be resumed.
         Interrupted: a signal ended the run, which is saved and can be resumed.
         NonFiniteError: the loss or its gradient became NaN or infinite.
+        UserError: a handler terminated the trainer in the first epoch.
         OSError: the last checkpoint could not be written.
 
     Example:
@@ -111,6 +119,7 @@ def run(
     restore_newest(run, extend_epochs=extend_epochs)
     was_over = is_over(run)
     if was_over and is_complete(run):
+        load_final_weights(run)
         print(f"{directory.path} is finished: {len(history.rows)} epochs, nothing left to do")
         return run
     _attach(run, configure)
@@ -130,7 +139,7 @@ def run(
         if ended_early := why_it_ended(run):
             facts["ended_early"], line = ended_early
             logger.write(line)
-        facts |= test(run)
+        facts |= measure(run)
         replace_file(directory.model, final_weights(run))
     return run
 
