@@ -11,6 +11,7 @@ setup(
         "ultimus_ignite.handlers.checkpoints",
         "ultimus_ignite.handlers.support",
         "ultimus_ignite.modules",
+        "ultimus_ignite.results",
     ],
     package_dir={"ultimus_ignite.handlers": "handlers"},
     package_data={"ultimus_ignite": ["py.typed"]},

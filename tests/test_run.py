@@ -377,6 +377,8 @@ def test_the_recipe_is_on_disk(unbroken, few_digits: ImageData):
     assert description["data"] == {
         "name": "digits", "sha256": few_digits.sha256, "classes": 10,
         "train": 300, "val": 0, "test": 100, "held_out": "", "notes": [],
+        "class_names": list("0123456789"),
+        "mean": list(few_digits.mean), "std": list(few_digits.std),
     }  # fmt: skip
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
 

@@ -168,7 +168,7 @@ def create_engines(
     device: torch.device,
 ) -> tuple[Engine, Engine, Engine]:
     """The trainer, and two equal evaluators: one for each epoch, one for the end."""
-    dtype = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
+    dtype = autocast_dtype(recipe)
     trainer = create_trainer(
         model,
         optimizer,
@@ -185,6 +185,11 @@ def create_engines(
         for _ in range(2)
     )
     return trainer, evaluator, tester
+
+
+def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
+    """The precision of the recipe's forward pass; None for float32, which needs no autocast."""
+    return None if recipe.precision == "float32" else getattr(torch, recipe.precision)
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:

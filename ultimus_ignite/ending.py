@@ -3,6 +3,7 @@
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers.checkpoints.saved_state import load_state, save_state
 from ultimus_ignite.handlers.support.history_csv import to_csv
+from ultimus_ignite.provenance import describe_model
 from ultimus_ignite.run_directory import RunDirectoryError
 from ultimus_ignite.run_state import Run
 from ultimus_ignite.weights_file import encode_weights
@@ -61,7 +62,7 @@ def final_weights(run: Run) -> bytes:
         state = run.checkpointer.load_best()[1]["model"]
     else:
         state = save_state(run.parts.model)
-    return encode_weights(state)
+    return encode_weights(state, describe_model(run.parts))
 
 
 def load_final_weights(run: Run) -> int:

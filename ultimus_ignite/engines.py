@@ -164,11 +164,8 @@ def create_evaluator(
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
-        with evaluating(model), torch.inference_mode(), _autocast(device, autocast_dtype):
-            logits = model(images).float()
-            if mirror:
-                logits = (logits + model(images.flip(-1)).float()) / 2
-            return logits, labels
+        logits = predict_logits(model, images, autocast_dtype=autocast_dtype, mirror=mirror)
+        return logits, labels
 
     judge = Judge()
 
@@ -188,6 +185,35 @@ def create_evaluator(
     Accuracy(as_right, device=device).attach(evaluator, "accuracy")
     LabelCount(as_right).attach(evaluator, "count")
     return evaluator
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    mirror: bool = False,
+) -> Tensor:
+    """The logits of a model in eval mode; afterwards each module has its own mode again.
+
+    Args:
+        model: ``images -> logits (B, classes)``.
+        images: ``(B, ...)``, on the device of the model.
+        autocast_dtype: precision of the forward pass, see `torch.autocast`; no autocast if None.
+        mirror: the mean of the logits of each image and its mirror image.
+
+    Returns:
+        float32 ``(B, classes)``, an inference tensor.
+
+    Example:
+        >>> predict_logits(nn.Flatten(), torch.tensor([[1.0, 3.0]]), mirror=True)
+        tensor([[2., 2.]])
+    """
+    with evaluating(model), torch.inference_mode(), _autocast(images.device, autocast_dtype):
+        logits: Tensor = model(images).float()
+        if mirror:
+            logits = (logits + model(images.flip(-1)).float()) / 2
+        return logits
 
 
 class LabelCount(Metric):

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 
 def describe(parts: Parts) -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
-    data, device = parts.data, parts.device
+    data, device, normalize = parts.data, parts.device, parts.stream.augment.normalize
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "recipe": asdict(parts.recipe),
@@ -25,6 +25,9 @@ def describe(parts: Parts) -> dict[str, Any]:
             "name": data.name,
             "sha256": data.sha256,
             "classes": len(data.classes),
+            "class_names": data.classes,
+            "mean": normalize.mean,
+            "std": normalize.std,
             **data.counts,
             "held_out": data.held_out,
             "notes": data.notes,
@@ -33,6 +36,19 @@ def describe(parts: Parts) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **versions},
         "git_revision": _git_revision(),
+    }
+
+
+def describe_model(parts: Parts) -> dict[str, Any]:
+    """What is needed to apply the model to a picture, for the metadata of ``model.safetensors``."""
+    normalize = parts.stream.augment.normalize
+    return {
+        "model": parts.recipe.model,
+        "model_args": parts.recipe.model_args,
+        "image_size": parts.recipe.image_size,
+        "class_names": parts.data.classes,
+        "mean": normalize.mean,
+        "std": normalize.std,
     }
 
 

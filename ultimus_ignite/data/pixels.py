@@ -56,10 +56,22 @@ def read_pixels(path: str | Path, size: int) -> NDArray[np.uint8]:
         with Image.open(path, formats=_formats()) as image:
             if min(image.size) >= 4 * size:  # below, no scale would keep enough
                 image.draft(None, (2 * size, 2 * size))
-            # An image that has this size already is not changed.
-            small = on_white(image).resize((size, size), Image.Resampling.BILINEAR)
+            return to_square(image, size)
     except Exception as error:  # Pillow raises many types, also SyntaxError
         raise UnreadableError(_reason(path, error)) from error
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The pixels of an image on white, resized by an antialiased bilinear filter.
+
+    Args:
+        image: of any mode; its pixels are loaded.
+        size: S, in pixels.
+
+    Returns:
+        uint8 (3, S, S), RGB. An opaque RGB image of that size keeps its pixels.
+    """
+    small = on_white(image).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(small).transpose(2, 0, 1)
 
 

@@ -1,0 +1,1 @@
+"""What comes after training, from the folder of a run alone."""
