@@ -36,6 +36,8 @@ TABLED = re.findall(r"^\| `((?:train-cifar|ultimus) ?[^`]*)` \|", README, flags=
 SMALL = {  # what makes each take seconds
     "train-cifar": ["--epochs", "1"],
     "ultimus summary": [],
+    "ultimus evaluate RUN": [],
+    "ultimus predict RUN DIR": [],
     "ultimus plot RUN": [],
     "ultimus plot-schedule": [],
     "ultimus find-lr": ["--iterations", "5"],
@@ -79,7 +81,7 @@ def test_a_command_of_a_block(folder, command):
 @pytest.mark.parametrize("command", TABLED)
 def test_a_command_of_the_table(folder, command):
     data = ["--data", "digits"]
-    if command.endswith(" RUN"):
+    if " RUN" in command:
         run(folder, "train-cifar --out RUN --epochs 1", *data)
         data = []
     run(folder, command, *SMALL[command], *data)

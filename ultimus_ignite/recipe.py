@@ -17,7 +17,7 @@ class RecipeError(UserError, ValueError):
 # Fields that may also be None or "auto".
 _OPTIONAL = {"max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every"}
 _OPTIONAL |= {"patience", "max_hours", "crop_padding", "cutout_size"}
-_COUNTS = "epochs batch_size accumulation_steps checkpoint_every patience kills repeats"
+_COUNTS = "epochs batch_size accumulation_steps checkpoint_every patience kills repeats top"
 _FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio max_hours"
 _POSITIVE = "max_lr div_factor final_div_factor max_grad_norm max_hours"
 # Each row: fields, their range in words, and a check of the range.

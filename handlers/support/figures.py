@@ -137,6 +137,34 @@ def save_lr_curves(curves: Sequence[LRCurve], folder: Path | str, *, title: str 
     write_lr_curves(curves, folder / "lr_finder.csv")
 
 
+def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str]) -> "Figure":
+    """How many images of each class are taken for which; the colour is the share of the row.
+
+    Args:
+        confusion: (C, C), the true classes in rows and the predicted ones in columns.
+        classes: C names; more than 50 are not written, nor the numbers of more than 25 classes.
+
+    Example:
+        >>> figure = draw_confusion(np.array([[3, 1], [0, 4]]), ["cat", "dog"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['3', '1', '0', '4']
+    """
+    size = min(max(3 + 0.45 * len(classes), 5), 14)
+    figure = new_figure(size, size)
+    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 50:
+        places = range(len(classes))
+        axes.set_xticks(places, classes, rotation=90, parse_math=False)  # $ is a letter in a name
+        axes.set_yticks(places, classes, parse_math=False)
+    if len(classes) <= 25:
+        for (row, column), count in np.ndenumerate(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
 def format_rates(rates: Iterable[float | None]) -> str:
     """The range of the rates that several repeats gave, as text.
 

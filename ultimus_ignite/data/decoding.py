@@ -31,11 +31,8 @@ def decode(
 ) -> NDArray[np.bool_]:
     """Read image files as squares of the pixels that a viewer shows on white.
 
-    What takes longer than half a second is shared with one process per core. A terminal shows a
-    bar, anything else a line every 30 s.
-
     Args:
-        paths: N files, of the formats of `ultimus_ignite.data.pixels.read_pixels`.
+        paths: N files, as for `decode_each`.
         size: S, in pixels.
         store: called once for each image, as soon as it is decoded, in any order.
         skip_unreadable: leave out what is not a readable image.
@@ -61,19 +58,38 @@ def decode(
     names = [os.fspath(path) for path in paths]
     kept = np.ones(len(names), dtype=bool)
     reasons: dict[int, UnreadableError] = {}
-    progress = Progress(len(names), "decoding", "images")
-    with progress, closing(_decode_all(names, size)) as everything:
+    with closing(decode_each(names, size)) as everything:
         for index, decoded in everything:
             if isinstance(decoded, UnreadableError):
                 reasons[index] = decoded
                 kept[index] = False
             else:
                 store(index, decoded)
-            progress.update()
     if reasons and not skip_unreadable:
         lines = [f"{names[i]}: not a readable image: {reasons[i]}" for i in sorted(reasons)]
         raise DataError(_explain(lines))
     return kept
+
+
+def decode_each(paths: Sequence[str], size: int) -> Generator[tuple[int, Decoded], None, None]:
+    """Read image files one by one, those that are unreadable included.
+
+    What takes longer than half a second is shared with one process per core, until the generator is
+    closed. A terminal shows a bar, anything else a line every 30 s.
+
+    Args:
+        paths: files of the formats of `ultimus_ignite.data.pixels.read_pixels`.
+        size: S, in pixels.
+
+    Yields:
+        The position of each file in ``paths``, in any order, and its pixels, uint8 (3, S, S), or
+        why it is not a readable image.
+    """
+    progress = Progress(len(paths), "decoding", "images")
+    with progress, closing(_decode_all(paths, size)) as everything:
+        for index, decoded in everything:
+            yield index, decoded
+            progress.update()
 
 
 def _decode_all(paths: Sequence[str], size: int) -> Generator[tuple[int, Decoded], None, None]:

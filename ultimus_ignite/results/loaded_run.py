@@ -3,8 +3,10 @@
 B: images of a batch. S: side of the images. C: number of classes.
 """
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from ultimus_ignite.engines import predict_logits, select_device
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.support.history_csv import Row, read_csv
 from ultimus_ignite.models import create_model
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
 from ultimus_ignite.weights_file import load_weights
 
@@ -65,8 +67,23 @@ class LoadedRun:
     """Names of the classes; logit i is that of ``classes[i]``."""
     normalize: Normalize
     """From uint8 pixels to what the model takes."""
-    history: list[Row]
-    """The rows of ``history.csv``; empty if it is missing."""
+
+    @property
+    def history(self) -> list[Row]:
+        """The rows of ``history.csv``; empty if it is missing.
+
+        Raises:
+            RunDirectoryError: it is damaged.
+        """
+        path = self.directory.history
+        try:
+            return read_csv(path)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise RunDirectoryError(
+                one_line(f"{path}: not a history ({error}); train-cifar --resume writes it again")
+            ) from None
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """An image of any size and mode as the model takes it, float32 (3, S, S)."""
@@ -120,17 +137,19 @@ def load_run(
         ValueError: there is no such device.
     """
     directory = RunDirectory(path)
+    if not directory.holds_a_run and not lexists(directory.description):
+        raise RunDirectoryError(one_line(f"{directory.description} not found: no run in {path}"))
     description = directory.read_description()
     recipe = _read_recipe(directory, description)
     classes, normalize = _read_data(directory, description)
-    if not directory.model.is_file():
-        status = directory.read_status()["status"]
-        raise RunDirectoryError(
-            f"{directory.path} has no model.safetensors: the run is {status}; train-cifar --resume "
-            "brings it to its end"
-        )
+    if not lexists(directory.model):
+        raise RunDirectoryError(_explain_missing_weights(directory))
     if model is None:
-        model = create_model(recipe, num_classes=len(classes))
+        try:
+            model = create_model(recipe, num_classes=len(classes))
+        except RecipeError as error:
+            advice = "if it was made in Python, use load_run(path, model=...)"
+            raise RecipeError(f"{error}; {advice}") from error
     load_weights(model, directory.model)
     chosen = select_device(device)
     return LoadedRun(
@@ -141,7 +160,6 @@ def load_run(
         device=chosen,
         classes=classes,
         normalize=normalize,
-        history=read_csv(directory.history) if directory.history.exists() else [],
     )
 
 
@@ -153,7 +171,10 @@ def _read_recipe(directory: RunDirectory, description: Mapping[str, Any]) -> Rec
         raise RunDirectoryError(
             one_line(f"{directory.description}: unknown field {unknown[0]}: of a newer version?")
         )
-    return Recipe(**content)
+    try:
+        return Recipe(**content)
+    except (RecipeError, TypeError) as error:  # TypeError: a text is compared with a number
+        raise RunDirectoryError(one_line(f"{directory.description}: damaged: {error}")) from None
 
 
 def _read_data(
@@ -166,4 +187,24 @@ def _read_data(
             f"{directory.description} lacks {', '.join(missing)}: it was written by an older "
             "version; train-cifar --resume with its data adds them"
         )
-    return tuple(data["class_names"]), Normalize(tuple(data["mean"]), tuple(data["std"]))
+    names, mean, std = data["class_names"], data["mean"], data["std"]
+    is_right = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    for values in (mean, std):
+        is_right &= isinstance(values, list) and len(values) == 3
+        is_right = is_right and all(isinstance(v, float | int) and 0 <= v <= 1 for v in values)
+    if not is_right:
+        raise RunDirectoryError(
+            f"{directory.description}: damaged: class_names must be texts, mean and std three "
+            "numbers from 0 to 1; train-cifar --resume writes it again"
+        )
+    return tuple(names), Normalize(tuple(mean), tuple(std))
+
+
+def _explain_missing_weights(directory: RunDirectory) -> str:
+    status = directory.read_status()["status"]
+    remedy = {
+        "running": "wait for its end",
+        "finished": "train-cifar --resume writes it again",
+        "non-finite": "train with a lower --max-lr, in another folder",
+    }.get(status, "train-cifar --resume brings it to its end")
+    return f"{directory.path} has no model.safetensors: the run is {status}: {remedy}"

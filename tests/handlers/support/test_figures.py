@@ -9,6 +9,7 @@ from PIL import Image
 
 from ultimus_ignite.handlers import LRCurve
 from ultimus_ignite.handlers.support.figures import (
+    draw_confusion,
     draw_curves,
     draw_lr_curves,
     format_rates,
@@ -115,6 +116,29 @@ def test_repeats_share_a_picture_and_a_table(tmp_path):
             ("lr", made.rates), ("loss", made.losses), ("smoothed_loss", made.smoothed)
         ):  # fmt: skip
             assert [float(row[column]) for row in own] == values
+
+
+def test_a_confusion_matrix_shows_names_and_counts_in_their_places():
+    confusion = np.array([[5, 1, 0], [2, 3, 4], [0, 0, 0]])  # none is of the last class
+    axes = draw_confusion(confusion, ["cat", "$\\frac$", "<b>"]).axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cat", "$\\frac$", "<b>"]
+    shown = {(text.get_position()[::-1]): text.get_text() for text in axes.texts}
+    assert shown == {place: str(count) for place, count in np.ndenumerate(confusion)}
+    shares = [[5 / 6, 1 / 6, 0], [2 / 9, 3 / 9, 4 / 9], [0, 0, 0]]
+    np.testing.assert_allclose(axes.images[0].get_array(), shares)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+
+
+@pytest.mark.parametrize(("count", "names", "numbers"), [(1, 1, 1), (26, 26, 0), (100, 0, 0)])
+def test_many_classes_leave_no_room_for_names(tmp_path, count, names, numbers):
+    classes = [f"$\\frac {number}$" for number in range(count)]  # as mathematics it is an error
+    figure = draw_confusion(np.eye(count, dtype=np.int64), classes)
+    save_figure(figure, tmp_path / "confusion.png")
+    axes = figure.axes[0]
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(set(shown) & set(classes)) == names
+    assert len(axes.texts) == numbers
 
 
 def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
