@@ -39,6 +39,7 @@ SMALL = {  # what makes each take seconds
     "ultimus evaluate RUN": [],
     "ultimus predict RUN DIR": [],
     "ultimus plot RUN": [],
+    "ultimus export RUN": ["--format", "torch-export"],
     "ultimus plot-schedule": [],
     "ultimus find-lr": ["--iterations", "5"],
     "ultimus doctor": [],

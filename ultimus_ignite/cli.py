@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "summary": "the layers of a recipe's model, their output shapes and parameters",
     "evaluate": "accuracy with its interval, scores of each class, confusion matrix of a run",
     "predict": "the classes of image files, by the model of a run",
+    "export": "write the model of a run as one ONNX, torch.export or safetensors file",
     "plot": "redraw the curves of a run from its history.csv",
     "plot-schedule": "draw the learning rate of every iteration, without training",
     "find-lr": "a range test: which learning rates suit a recipe",
