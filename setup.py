@@ -12,7 +12,11 @@ setup(
         "ultimus_ignite.handlers.support",
         "ultimus_ignite.modules",
         "ultimus_ignite.results",
+        "ultimus_ignite.results.report",
     ],
     package_dir={"ultimus_ignite.handlers": "handlers"},
-    package_data={"ultimus_ignite": ["py.typed"]},
+    package_data={
+        "ultimus_ignite": ["py.typed"],
+        "ultimus_ignite.results.report": ["page.html.j2", "style.css"],
+    },
 )

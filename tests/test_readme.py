@@ -40,6 +40,7 @@ SMALL = {  # what makes each take seconds
     "ultimus predict RUN DIR": [],
     "ultimus plot RUN": [],
     "ultimus export RUN": ["--format", "torch-export"],
+    "ultimus report RUN": [],
     "ultimus plot-schedule": [],
     "ultimus find-lr": ["--iterations", "5"],
     "ultimus doctor": [],

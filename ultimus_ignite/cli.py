@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "export": "write the model of a run as one ONNX, torch.export or safetensors file",
     "plot": "redraw the curves of a run from its history.csv",
     "plot-schedule": "draw the learning rate of every iteration, without training",
+    "report": "one HTML page about runs: results, curves, mistakes, attention",
     "find-lr": "a range test: which learning rates suit a recipe",
     "doctor": "check data, device, folder and recipe in half a minute",
     "repeat": "train from several seeds: mean, deviation and 95 % interval of the accuracy",

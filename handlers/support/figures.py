@@ -5,9 +5,10 @@ The import takes 0.4 s and waits until the first figure, as only the end of a ru
 
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LINES = ("-", "--", "-.", ":")  # of the runs in one panel: colour alone does not tell them apart
 SPLITS = {"train": "Training", "test": "Test", "val": "Validation"}
 
 
@@ -43,6 +45,34 @@ def save_figure(figure: "Figure", path: Path) -> None:
     png = io.BytesIO()
     figure.savefig(png, format="png")
     replace_file(path, png.getvalue())
+
+
+def to_svg(figure: "Figure", name: str) -> str:
+    """The figure as an ``<svg>`` element for an HTML page whose colours it takes.
+
+    Text and axes have the colour of the text around, line i has ``var(--line-i)``, and the ground
+    of a legend ``var(--page)``.
+
+    Args:
+        figure: as drawn by this module.
+        name: read aloud instead of the picture.
+    """
+    from xml.sax.saxutils import quoteattr
+
+    import matplotlib
+
+    file = io.StringIO()
+    # Equal figures give equal files; text stays text.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = re.sub("<metadata>.*?</metadata>|<title>.*?</title>", "", svg, flags=re.DOTALL)
+    svg = re.sub('<g id="[^"]*">', "<g>", svg)  # the same in each figure of the page
+    svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--page, #ffffff)")
+    for number, colour in enumerate(matplotlib.color_sequences["tab10"]):
+        code = matplotlib.colors.to_hex(colour)
+        svg = svg.replace(code, f"var(--line-{number}, {code})")
+    return f"<svg role='img' aria-label={quoteattr(name)}{svg[svg.index('<svg') + 4 :]}"
 
 
 def pixels(figure: "Figure") -> NDArray[np.uint8]:
@@ -77,6 +107,37 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
     unit, lr = ("iteration", rates) if rates else ("epoch", _numbers(rows, "lr"))
     _draw_line(figure.add_subplot(grid[height, :]), "Learning rate", lr, unit)
     return figure
+
+
+def draw_panels(runs: Sequence[Sequence[Row]]) -> dict[str, "Figure"]:
+    """The panels of `draw_curves` as figures of their own, each with one line per run.
+
+    Args:
+        runs: of each run its rows, as in ``history.csv``; run i has the i-th colour.
+
+    Returns:
+        The figures by their titles.
+
+    Example:
+        >>> rows = [dict(epoch=1, iteration=3, lr=0.1, train_loss=1.0, seconds=1.0)]
+        >>> list(draw_panels([rows, rows]))
+        ['Training loss', 'Learning rate']
+    """
+    names = {column: name for rows in runs for column, name in _panels(rows).items()}
+    figures = {}
+    for column, name in (names | {"lr": "Learning rate"}).items():
+        figure = new_figure(4.2, 2.6)
+        axes = figure.add_subplot()
+        for number, rows in enumerate(runs):
+            values = _numbers(rows, column)
+            if not all(map(math.isnan, values)):
+                line = {"color": f"C{number % 10}", "linestyle": LINES[number % len(LINES)]}
+                epochs = _numbers(rows, "epoch")
+                _draw_panel(axes, epochs, values, column.endswith("accuracy"), **line)
+        if axes.lines:
+            axes.set_title("", loc="right")  # the last value, of which there is one per run
+            figures[name] = figure
+    return figures
 
 
 def draw_schedule(rates: Sequence[float], momenta: Sequence[float]) -> "Figure":
@@ -195,13 +256,15 @@ def _panels(rows: Sequence[Row]) -> dict[str, str]:
     return {c: usual[c] for c in measured} | others
 
 
-def _draw_panel(axes: "Axes", epochs: list[float], values: list[float], is_accuracy: bool) -> None:
+def _draw_panel(
+    axes: "Axes", epochs: list[float], values: list[float], is_accuracy: bool, **line: Any
+) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     measured = [value for value in values if not math.isnan(value)]
     if measured:
         is_share = is_accuracy and 0 <= min(measured) <= max(measured) <= 1
-        axes.plot(epochs, values, marker=".")
+        axes.plot(epochs, values, marker=".", **line)
         axes.set_title(f"{measured[-1]:.2%}" if is_share else f"{measured[-1]:.4f}", loc="right")
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -1,5 +1,6 @@
 """The losses of a learning rate range test, and the rates that three rules read from them."""
 
+import csv
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -113,3 +114,32 @@ def write_lr_curves(curves: Sequence[LRCurve], path: Path) -> None:
         for i, step in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
             rows.append(dict(zip(COLUMNS, (repeat, i + 1, *step), strict=True)))
     write_csv(rows, path)
+
+
+def read_lr_curves(path: Path) -> list[LRCurve]:
+    """The curves of a file that `write_lr_curves` wrote; it does not tell where a test diverged.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not such a file.
+
+    Example:
+        >>> import tempfile
+        >>> curve = LRCurve()
+        >>> curve.add(0.1, loss=2.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_lr_curves([curve, curve], Path(folder) / "lr_finder.csv")
+        ...     read_lr_curves(Path(folder) / "lr_finder.csv") == [curve, curve]
+        True
+    """
+    curves: dict[str, LRCurve] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if set(reader.fieldnames or ()) != set(COLUMNS):
+            raise ValueError(f"{path} is not a range test: expected the columns {COLUMNS}")
+        for row in reader:
+            curve = curves.setdefault(row["repeat"], LRCurve())
+            curve.rates.append(float(row["lr"]))
+            curve.losses.append(float(row["loss"]))
+            curve.smoothed.append(float(row["smoothed_loss"]))
+    return list(curves.values())

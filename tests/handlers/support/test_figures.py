@@ -2,6 +2,7 @@ import csv
 import math
 import os
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from ultimus_ignite.handlers.support.figures import (
     draw_confusion,
     draw_curves,
     draw_lr_curves,
+    draw_panels,
     format_rates,
     save_figure,
     save_lr_curves,
+    to_svg,
 )
 from ultimus_ignite.handlers.support.lr_curve import write_lr_curves
 
@@ -157,3 +160,28 @@ def test_pyplot_is_never_imported(monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     draw_lr_curves([curve(bowl(1e-3))])
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_the_panels_of_several_runs_have_a_line_for_each_that_measured():
+    rows = [row(1), row(2)]
+    runs = [rows, [row(1, f1=0.5)], [{k: v for k, v in row(1).items() if "test" not in k}]]
+    figures = draw_panels(runs)
+    drawn = {title: [line.get_ydata().tolist() for line in figure.axes[0].lines]
+             for title, figure in figures.items()}  # fmt: skip
+    assert drawn["Test loss"] == [[r["test_loss"] for r in run] for run in runs[:2]]
+    assert drawn["Learning rate"] == [[r["lr"] for r in run] for run in runs]
+    assert drawn["f1"] == [[0.5]]
+    styles = {(line.get_color(), line.get_linestyle())
+              for line in figures["Training loss"].axes[0].lines}  # fmt: skip
+    assert len(styles) == 3
+
+
+def test_an_svg_takes_the_colours_of_its_page():
+    name = "a <b> 'c' \"d\" & e"
+    svg = to_svg(draw_panels([[row(1), row(2)]])["Test loss"], name)
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == name
+    assert "epoch" in ["".join(text.itertext()) for text in root.iter() if "text" in text.tag]
+    assert "#000000" not in svg
+    assert "stroke: var(--line-0, #1f77b4)" in svg
+    assert "http" not in svg.replace("http://www.w3.org/", "")  # names of its own format
