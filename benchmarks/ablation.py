@@ -30,7 +30,7 @@ from ultimus_ignite.commands.repeat import half_interval
 from ultimus_ignite.modules import MODELS, UltimusTokenNet, UltimusTokenNetLarge
 from ultimus_ignite.modules.ultimus_token_net import Residual, TokenAttention
 from ultimus_ignite.recipe import RECIPES, Recipe
-from ultimus_ignite.run import train
+from ultimus_ignite.training import train
 
 
 class Nothing(nn.Module):

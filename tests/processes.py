@@ -15,7 +15,7 @@ from typing import Any
 
 from ultimus_ignite import cli
 
-PRELOADED = ["processes", "ultimus_ignite.run", "matplotlib.figure", "sklearn.model_selection"]
+PRELOADED = ["processes", "ultimus_ignite.training", "matplotlib.figure", "sklearn.model_selection"]
 PRELOADED += ["torch._dynamo", "sklearn.datasets", "tensorboardX"]  # what every run loads later
 
 

@@ -76,8 +76,14 @@ def test_nothing_points_up():
             if inside(target, "commands"):
                 assert inside(name, "commands"), f"{name} imports a subcommand"
             if target == "ultimus_ignite.run":
+                assert name == "ultimus_ignite.training", f"{name} imports the run"
+            if target == "ultimus_ignite.training":
                 is_top = name == "ultimus_ignite"  # which offers it to users
-                assert is_top or inside(name, "commands"), f"{name} imports the run"
+                assert is_top or inside(name, "commands"), f"{name} imports the training"
+            if inside(target, "results"):
+                above = ("results", "commands", "training")
+                is_above = name == "ultimus_ignite" or any(inside(name, place) for place in above)
+                assert is_above, f"{name} imports what comes after training"
 
 
 def test_what_attaches_stands_above_what_serves_it():

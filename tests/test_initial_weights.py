@@ -14,7 +14,7 @@ from ultimus_ignite.handlers import CheckpointError
 from ultimus_ignite.initial_weights import load_initial_weights
 from ultimus_ignite.modules import UltimusNet, UltimusTokenNet
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.run import train
+from ultimus_ignite.training import train
 
 RECIPE = Recipe(data="digits", epochs=2, device="cpu")
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 
-import ultimus_ignite.run as module
+import ultimus_ignite.training as module
 from ultimus_ignite import cli
 from ultimus_ignite.commands.arguments import parse_recipe
 from ultimus_ignite.commands.train import TrainArguments

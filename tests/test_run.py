@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from tensorboard_reader import times_written
 from torch.optim.lr_scheduler import OneCycleLR
 
-import ultimus_ignite.run as module
+import ultimus_ignite.training as module
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.errors import DataError, Interrupted
@@ -123,9 +123,12 @@ def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None, damage=lambd
 
 
 def assert_written_once(directory, history):
-    """Every result of every epoch is in TensorBoard's files exactly once."""
+    """Every result of every epoch, and of the run, is in TensorBoard's files exactly once."""
     results = history.rows[0].keys() - {"epoch", "iteration"}
     expected = {(f"epoch/{name}", row["epoch"]): 1 for row in history.rows for name in results}
+    final = [name for name in directory.read_status() if name.endswith(("_loss", "_accuracy"))]
+    assert final
+    expected |= {(f"final/{name}", len(history.rows)): 1 for name in final}
     assert times_written(directory.path) == expected
 
 
@@ -575,7 +578,7 @@ def test_killed_after_the_decision_a_run_ends_without_another_epoch(
         if place == "after its checkpoint":
             patch.setattr(CheckpointStore, "save", save)
         else:
-            patch.setattr(module, "replace_file", write_model)
+            patch.setattr("ultimus_ignite.run.replace_file", write_model)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, STILL)
     request.getfixturevalue("no_training")

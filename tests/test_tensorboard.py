@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard_reader import points, records, times_written
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from ultimus_ignite.tensorboard import EpochEvents
 
@@ -119,6 +121,56 @@ def test_a_full_disk_warns_and_the_next_epoch_makes_up_for_it(tmp_path, monkeypa
                     events.write(ROWS[:n])
         events.write(ROWS[:4])
     assert sorted(points(tmp_path)) == expected(ROWS[:4])
+
+
+RECIPE = {"model": "Net", "model_args": {"width": 8}, "max_lr": 0.5, "flip": True, "init": None}
+RESULT = {"test_accuracy": RNG.random(), "test_loss": RNG.random()}
+
+
+def write_result(folder, epoch):
+    folder.mkdir(exist_ok=True)
+    with EpochEvents(folder) as events:
+        events.write_result(RECIPE, RESULT, epoch=epoch)
+
+
+def recipes(folder):
+    """The recipe in each record that has one, as TensorBoard's HParams tab reads it."""
+    for path in folder.iterdir():
+        for content, _ in records(path):
+            for value in Event.FromString(content).summary.value:
+                if value.tag == "_hparams_/session_start_info":
+                    content = value.metadata.plugin_data.content
+                    fields = HParamsPluginData.FromString(content).session_start_info.hparams
+                    yield {k: getattr(v, v.WhichOneof("kind")) for k, v in fields.items()}
+
+
+def test_the_result_is_there_once_however_often_it_is_written(tmp_path):
+    write(tmp_path, ROWS[:5])
+    for _ in range(3):
+        write_result(tmp_path, 5)
+    assert [*recipes(tmp_path)] == [
+        {"model": "Net", "model_args": '{"width": 8}', "max_lr": 0.5, "flip": True}
+    ]
+    final = {tag: value for tag, _, value in points(tmp_path) if tag.startswith("final/")}
+    assert final == {f"final/{name}": pytest.approx(RESULT[name]) for name in RESULT}
+    assert set(times_written(tmp_path).values()) == {1}
+
+
+def test_the_result_is_there_once_after_a_kill_while_it_is_written(tmp_path):
+    write_result(tmp_path / "whole", 5)
+    (path,) = (tmp_path / "whole").iterdir()
+    for kept in range(0, path.stat().st_size, 7):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{kept}")
+        os.truncate(folder / path.name, kept)
+        write_result(folder, 5)
+        assert len([*recipes(folder)]) == 1
+        assert set(times_written(folder).values()) == {1}
+
+
+def test_more_epochs_have_a_result_of_their_own(tmp_path):
+    write_result(tmp_path, 2)
+    write_result(tmp_path, 4)
+    assert {step for _, step, _ in points(tmp_path)} == {2, 4}
 
 
 def test_the_reader_of_the_test_counts_twice_what_is_there_twice(whole, tmp_path):

@@ -12,7 +12,7 @@ from ultimus_ignite.recipe import Recipe
 if TYPE_CHECKING:
     from ultimus_ignite.data.image_data import ImageData
     from ultimus_ignite.results.loaded_run import load_run
-    from ultimus_ignite.run import train
+    from ultimus_ignite.training import train
 
 __all__ = ["ImageData", "Recipe", "load_run", "train"]
 
@@ -20,7 +20,7 @@ __all__ = ["ImageData", "Recipe", "load_run", "train"]
 _HOMES = {
     "ImageData": "ultimus_ignite.data.image_data",
     "load_run": "ultimus_ignite.results.loaded_run",
-    "train": "ultimus_ignite.run",
+    "train": "ultimus_ignite.training",
 }
 
 

@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "find-lr": "a range test: which learning rates suit a recipe",
     "doctor": "check data, device, folder and recipe in half a minute",
     "repeat": "train from several seeds: mean, deviation and 95 % interval of the accuracy",
+    "runs": "a table of the runs below a folder",
     "verify-resume": "kill and resume a short run, and show that its result is bit-identical",
 }
 

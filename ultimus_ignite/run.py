@@ -1,14 +1,10 @@
 """One run, wired in the order in which its events fire."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from ignite.engine import Engine, Events
-from torch import nn
-from torch.optim import Optimizer
 
-from ultimus_ignite.build import Parts, build
-from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.build import Parts
 from ultimus_ignite.ending import (
     final_weights,
     is_complete,
@@ -23,7 +19,6 @@ from ultimus_ignite.handlers.support.files import replace_file
 from ultimus_ignite.handlers.support.history_csv import write_csv
 from ultimus_ignite.provenance import describe_data
 from ultimus_ignite.range_test import choose_max_lr
-from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.resume import restore_newest
 from ultimus_ignite.run_directory import RunDirectory, Status
 from ultimus_ignite.run_state import Run, create_run
@@ -38,71 +33,6 @@ Configure = Callable[[Engine, Engine], object]
 """Attaches handlers of the user, given the trainer and the evaluator of the epochs."""
 
 
-def train(
-    recipe: Recipe,
-    *,
-    out: Path | str,
-    model: nn.Module | None = None,
-    data: ImageData | None = None,
-    optimizer: Optimizer | None = None,
-    resume: bool = False,
-    extend_epochs: bool = False,
-    configure: Configure | None = None,
-) -> Run:
-    """Train as ``train-cifar`` does, with log, history, checkpoints, curves and final weights.
-
-    Args:
-        recipe: what to train and how.
-        out: folder of the run.
-        model: your own, instead of the recipe's: ``images (B, 3, S, S) -> logits (B, classes)``.
-            What is frozen in it stays frozen: parameters that need no gradient, and modules in eval
-            mode.
-        data: your own, instead of the recipe's.
-        optimizer: your own over the parameters of ``model``, instead of AdamW; the recipe's
-            schedule sets its rates.
-        resume: continue the run in ``out``, or begin one if there is none.
-        extend_epochs: resume although the run was begun with another number of epochs.
-        configure: attaches your own handlers, given the trainer and the evaluator of the epochs.
-            They come after the run's own, but before the checkpoint.
-
-    Returns:
-        The run, with its model and its handlers.
-
-    Raises:
-        DataError: the data are missing or malformed.
-        RecipeError: the device or the model does not exist, the model does not fit the data, or all
-            epochs are already done.
-        RunDirectoryError: the folder holds a run and ``resume`` is False, is in use, or cannot be
-            written.
-        CheckpointError: the checkpoint cannot be resumed.
-        Interrupted: a signal ended the run, which is saved and can be resumed.
-        NonFiniteError: the loss or its gradient became NaN or infinite.
-        UserError: a handler terminated the trainer in the first epoch.
-        OSError: the last checkpoint could not be written.
-
-    Example:
-        >>> import tempfile
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-        >>> recipe = Recipe(data="digits", epochs=2, device="cpu", max_lr=1e-3)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = train(recipe, out=folder, model=net)  # doctest: +ELLIPSIS
-        data: digits, 1437 training and 360 test images of 10 classes
-        EPOCH: 1 (LR: 1e-06)
-        ...
-        >>> run.history.rows[-1]["iteration"]
-        6
-    """
-    with RunDirectory(out).open(resume=resume) as directory:
-        parts = build(
-            recipe,
-            model=model,
-            data=data,
-            optimizer=optimizer,
-            resumes=directory.has_checkpoints,
-        )
-        return run(parts, directory, extend_epochs=extend_epochs, configure=configure)
-
-
 def run(
     parts: Parts,
     directory: RunDirectory,
@@ -112,7 +42,7 @@ def run(
 ) -> Run:
     """Train what was built in an opened run directory; if it already holds a run, resume that run.
 
-    Args, result and errors are those of `train`.
+    Args, result and errors are those of `ultimus_ignite.training.train`.
     """
     run = create_run(choose_max_lr(parts, directory), directory)
     history, logger = run.history, run.logger
@@ -139,7 +69,8 @@ def run(
         if ended_early := why_it_ended(run):
             facts["ended_early"], line = ended_early
             logger.write(line)
-        facts |= measure(run)
+        facts |= (result := measure(run))
+        run.events.write_result(run.description["recipe"], result, epoch=len(history.rows))
         replace_file(directory.model, final_weights(run))
     return run
 

@@ -38,6 +38,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser()
+        self.card = self.path / "README.md"
         self.checkpoints = self.path / "checkpoints"
         self.curves = self.path / "curves.png"
         self.history = self.path / "history.csv"
@@ -181,7 +182,7 @@ def _read_json(path: Path, *fields: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for field in fields:
             reduce(getitem, field.split("."), content)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "damaged"
         raise RunDirectoryError(
             f"{path} cannot be read ({reason}): train-cifar --resume writes it again"

@@ -1,11 +1,12 @@
-"""TensorBoard's copy of a run: each epoch exactly once, over all event files of its folder."""
+"""TensorBoard's copy of a run: each epoch and the result once, over all files of its folder."""
 
 import contextlib
+import json
 import socket
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import image
+from tensorboardX.summary import hparams, image
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.history_csv import Row
@@ -50,16 +51,36 @@ class EpochEvents:
 
         If this fails (a full disk), it only warns: the next epoch tries again.
         """
-        try:
-            if self._held is None:
-                self._held = set(scalars(self.folder))
+        with self._writing() as held:
             for row in rows:
-                self._add_row(row, self._held)
-            if self._writer is not None:
-                self._writer.flush()
-        except OSError as error:
-            warnings.warn(f"{self.folder}: no TensorBoard events: {error.strerror}", stacklevel=2)
-            self.close()
+                self._add_row(row, held)
+
+    def write_result(
+        self, recipe: Mapping[str, Any], result: Mapping[str, float | None], epoch: int
+    ) -> None:
+        """Write what TensorBoard's HParams tab compares runs by, once, durable on return.
+
+        If this fails (a full disk), it only warns.
+
+        Args:
+            recipe: the fields of the recipe; those that are None are left out.
+            result: what the final weights are worth, which becomes the scalars ``final/*``.
+            epoch: the last one of the run.
+        """
+        values = {f"final/{name}": value for name, value in result.items() if value is not None}
+        with self._writing() as held:
+            if held.issuperset((tag, epoch) for tag in values):
+                return
+            fields = {
+                name: json.dumps(value) if isinstance(value, dict) else value
+                for name, value in recipe.items()
+            }
+            # The first of the three lists the fields and scalars to show. TensorBoard would take
+            # the list of one run for all; without any, it looks at what each run has.
+            _, start, end = hparams(fields, {})
+            points = [Summary.Value(tag=tag, simple_value=values[tag]) for tag in values]
+            self._add(Summary(value=[*start.value, *end.value, *points]), epoch)
+            held.update((tag, epoch) for tag in values)
 
     def add_image(self, tag: str, pixels: Any, step: int, dataformats: str) -> None:
         """Write a picture, with the arguments of ``SummaryWriter.add_image``."""
@@ -77,6 +98,19 @@ class EpochEvents:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[set[tuple[str, int]]]:
+        """Give what the files hold, and flush what is written; a failure only warns."""
+        try:
+            if self._held is None:
+                self._held = set(scalars(self.folder))
+            yield self._held
+            if self._writer is not None:
+                self._writer.flush()
+        except OSError as error:
+            warnings.warn(f"{self.folder}: no TensorBoard events: {error.strerror}", stacklevel=2)
+            self.close()
 
     def _add_row(self, row: Row, held: set[tuple[str, int]]) -> None:
         epoch = int(row["epoch"] or 0)

@@ -10,7 +10,7 @@ from processes import call
 from ultimus_ignite.commands.verify_resume import leaves, report
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.run import train as training
+from ultimus_ignite.training import train as training
 
 BIN = Path(__file__).parents[2] / "bin"
 

@@ -13,7 +13,8 @@ from torch import nn
 from ultimus_ignite import Recipe, cli, load_run, train
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.data.sources import load
-from ultimus_ignite.results.evaluation import calibration_error, evaluate, wilson_interval
+from ultimus_ignite.results.evaluation import calibration_error, evaluate
+from ultimus_ignite.results.interval import wilson_interval
 
 
 @pytest.fixture(scope="module", autouse=True)

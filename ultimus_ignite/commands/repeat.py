@@ -36,7 +36,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         with directory.open(resume=arguments.resume):
             pass
 
-    from ultimus_ignite.run import train
+    from ultimus_ignite.training import train
 
     accuracies = {}
     for seed, directory in directories.items():

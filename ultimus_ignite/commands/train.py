@@ -21,7 +21,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
         pass
     if load := describe_load():
         print(f"{prog}: {load}", file=sys.stderr)
-    from ultimus_ignite.run import train
+    from ultimus_ignite.training import train
 
     train(
         arguments.recipe,

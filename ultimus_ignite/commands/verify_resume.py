@@ -131,7 +131,7 @@ def _start(recipe: Recipe, out: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     # Silence the warning about the semaphores that TensorBoard's queue leaves when it is killed.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
-    context.set_forkserver_preload(["ultimus_ignite.run"])
+    context.set_forkserver_preload(["ultimus_ignite.training"])
     process = context.Process(target=_train, args=(recipe, out))
     process.start()
     directory = RunDirectory(out)
@@ -143,7 +143,7 @@ def _start(recipe: Recipe, out: Path) -> BaseProcess:
 
 
 def _train(recipe: Recipe, out: Path) -> None:
-    from ultimus_ignite.run import train
+    from ultimus_ignite.training import train
 
     keep_freed_memory()
     with contextlib.redirect_stdout(io.StringIO()):

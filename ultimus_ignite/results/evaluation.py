@@ -16,6 +16,7 @@ from ultimus_ignite.data.progress import Progress
 from ultimus_ignite.data.rows import Images
 from ultimus_ignite.data.stream import EvaluationBatches
 from ultimus_ignite.engines import create_evaluator
+from ultimus_ignite.results.interval import wilson_interval
 from ultimus_ignite.results.loaded_run import LoadedRun
 
 CALIBRATION_BINS = 15
@@ -121,23 +122,6 @@ def evaluate(run: LoadedRun, images: Images, labels: Tensor) -> Evaluation:
         probabilities=probabilities,
         labels=labels.cpu(),
     )
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson's method, which holds for few images, too.
-
-    Args:
-        right: how many of them are right.
-        count: number of images, at least 1.
-
-    Example:
-        >>> [round(bound, 3) for bound in wilson_interval(10, 10)]
-        [0.722, 1.0]
-    """
-    from scipy.stats import binomtest  # 1 s
-
-    low, high = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:

@@ -59,7 +59,8 @@ def _of_named(name: str, data_dir: str) -> list[NDArray[np.uint8]]:
     if name == "digits":
         from ultimus_ignite.data.digits import load_digits
 
-        return list(load_digits().test_images[:COUNT].permute(0, 2, 3, 1).numpy())
+        images, _ = load_digits().splits["test"]
+        return list(images[:COUNT].permute(0, 2, 3, 1).numpy())
     if name in ("cifar10", "cifar100"):
         from torchvision.datasets import CIFAR10, CIFAR100
 
