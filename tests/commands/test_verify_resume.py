@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import call
 
-from ultimus_ignite.commands.verify_resume import leaves, report
+from ultimus_ignite.commands.verify_resume import digest, leaves, report
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.training import train as training
@@ -61,6 +61,16 @@ def test_leaves_tell_neighbouring_floats_apart():
     b[1] = torch.nextafter(b[1], torch.tensor(2.0))
     assert list(leaves({"w": a})) != list(leaves({"w": b}))
     assert list(leaves({"w": a})) == list(leaves({"w": a.clone()}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_digests_tell_what_leaves_tell(dtype):
+    a = torch.rand(3, 4).mul(9).to(dtype)
+    b = a.clone()
+    b[2, 3] += 1
+    assert digest({"w": [a, 1]}) == digest({"w": [a.t().contiguous().t(), 1]})
+    for other in ({"w": [b, 1]}, {"w": [a, 2]}, {"v": [a, 1]}, {"w": [a.view(4, 3), 1]}, {"w": a}):
+        assert digest({"w": [a, 1]}) != digest(other)
 
 
 @pytest.mark.parametrize("kills", [0, -1, 10**30])

@@ -19,5 +19,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     share, weight = right / count, z**2 / count
     middle = share + weight / 2
     half = z * (share * (1 - share) / count + weight / (4 * count)) ** 0.5
-    low, high = (middle - half) / (1 + weight), (middle + half) / (1 + weight)
-    return max(low, 0.0), min(high, 1.0)
+    # The bounds of none and of all are 0 and 1; the difference would miss them by rounding.
+    low = (middle - half) / (1 + weight) if right else 0.0
+    high = (middle + half) / (1 + weight) if right < count else 1.0
+    return low, high
