@@ -166,7 +166,10 @@ class GracefulStop(Attachable):
         if is_ours and before in (None, signal.SIGHUP):
             if not is_hangup:  # a second signal then meets the previous handler
                 self._give_back(*(self._previous.keys() - {signal.SIGHUP}))
-            self.received = signal.Signals(number)
+            received = signal.Signals(number)
+            # A SIGTERM may have come within this call. Python runs no handler between these lines.
+            if self.received is None or not is_hangup:
+                self.received = received
             around = _of_a_running_stop(self._previous.get(number), number)
             if before is None and isinstance(getattr(around, "__self__", None), GracefulStop):
                 around(number, frame)  # the run around this one ends, too
