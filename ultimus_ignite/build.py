@@ -110,12 +110,14 @@ def build(
     num_classes = len(data.classes)
     if model is None:
         model = create_model(recipe, num_classes=num_classes)
+    size, steps = recipe.batch_size, recipe.accumulation_steps
+    splits = [split for split in (test, evaluated) if split]
     check_model(
         model,
-        stream.batch(0).images[: min(2, _smallest_part(recipe, stream))],
+        stream.batch(0).images[: min(2, _smallest_batch(len(stream.labels), size, steps))],
         name=recipe.model,
         num_classes=num_classes,
-        num_evaluated=min(_smallest_batch(recipe, split) for split in (test, evaluated) if split),
+        num_evaluated=min(_smallest_batch(len(each.batches.labels), size) for each in splits),
         seed=derive_seed(recipe.seed, "init", 1),
     )
     notes = [stream.note] if stream.note else []
@@ -146,18 +148,11 @@ def build(
     )
 
 
-def _smallest_part(recipe: Recipe, stream: TrainingStream) -> int:
-    """The least number of images that a forward pass of the training gets."""
-    full = min(recipe.batch_size, len(stream.labels))
-    last = len(stream.labels) % full or full
-    steps = recipe.accumulation_steps
-    return min(len(part) for size in (full, last) for part in torch.empty(size).chunk(steps))
-
-
-def _smallest_batch(recipe: Recipe, split: Split) -> int:
-    """The least number of images that a forward pass of an evaluation gets."""
-    count = len(split.batches.labels)
-    return count % recipe.batch_size or min(count, recipe.batch_size)
+def _smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
+    """The least number of images that a forward pass gets, if each batch is split into parts."""
+    full = min(batch_size, count)
+    last = count % full or full
+    return min(len(part) for size in (full, last) for part in torch.empty(size).chunk(parts))
 
 
 def create_engines(

@@ -62,7 +62,9 @@ def final_weights(run: Run) -> bytes:
         state = run.checkpointer.load_best()[1]["model"]
     else:
         state = save_state(run.parts.model)
-    return encode_weights(state, describe_model(run.parts))
+    parts = run.parts
+    normalize = parts.stream.augment.normalize
+    return encode_weights(state, describe_model(parts.recipe, parts.data.classes, normalize))
 
 
 def load_final_weights(run: Run) -> int:

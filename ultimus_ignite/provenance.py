@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 from ultimus_ignite.build import Parts
+from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.errors import one_line
+from ultimus_ignite.recipe import Recipe
 
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 
@@ -39,14 +42,13 @@ def describe(parts: Parts) -> dict[str, Any]:
     }
 
 
-def describe_model(parts: Parts) -> dict[str, Any]:
-    """What is needed to apply the model to a picture, for the metadata of ``model.safetensors``."""
-    normalize = parts.stream.augment.normalize
+def describe_model(recipe: Recipe, classes: Sequence[str], normalize: Normalize) -> dict[str, Any]:
+    """What is needed to apply a model to a picture, for the metadata of a file of its weights."""
     return {
-        "model": parts.recipe.model,
-        "model_args": parts.recipe.model_args,
-        "image_size": parts.recipe.image_size,
-        "class_names": parts.data.classes,
+        "model": recipe.model,
+        "model_args": recipe.model_args,
+        "image_size": recipe.image_size,
+        "class_names": classes,
         "mean": normalize.mean,
         "std": normalize.std,
     }

@@ -12,6 +12,7 @@ from ultimus_ignite.engines import predict_logits
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.support.files import create_folder, sync_folder, write_new_file
 from ultimus_ignite.models import reason
+from ultimus_ignite.provenance import describe_model
 from ultimus_ignite.results.export_formats import FORMATS
 from ultimus_ignite.results.export_graph import ExportError, ExportGraph, Input
 from ultimus_ignite.results.loaded_run import LoadedRun
@@ -100,17 +101,8 @@ def export_run(
 
 def describe_export(run: LoadedRun, input: Input) -> Mapping[str, Any]:
     """The metadata of an exported file: what a user of the file needs to know."""
-    recipe = run.recipe
-    return {
-        "model": recipe.model,
-        "model_args": recipe.model_args,
-        "image_size": recipe.image_size,
-        "class_names": run.classes,
-        "mean": run.normalize.mean,
-        "std": run.normalize.std,
-        "mirror": recipe.mirror,
-        "input": input,
-    }
+    applied = describe_model(run.recipe, run.classes, run.normalize)
+    return {**applied, "mirror": run.recipe.mirror, "input": input}
 
 
 def _compare(
