@@ -241,6 +241,29 @@ def test_an_interrupted_run_gives_the_signals_back_and_takes_them_again(received
     assert received == []
 
 
+class SigtermMeanwhile:
+    """The module `signal`, in which a SIGTERM comes while the handler of a SIGHUP is at work."""
+
+    def __getattr__(self, name):
+        return getattr(signal, name)
+
+    def Signals(self, number):
+        if number == signal.SIGHUP:
+            signal.raise_signal(signal.SIGTERM)
+        return signal.Signals(number)
+
+
+def test_a_sigterm_that_comes_while_a_sighup_is_noted_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr("ultimus_ignite.handlers.graceful_stop.signal", SigtermMeanwhile())
+    trainer = Engine(lambda engine, batch: None)
+    stop = GracefulStop().attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: signal.raise_signal(signal.SIGHUP)
+    )
+    trainer.run(range(5), max_epochs=1)
+    assert (stop.received, trainer.state.iteration) == (signal.SIGTERM, 2)
+
+
 WORKERS = """
 import os, signal, sys
 from pathlib import Path
