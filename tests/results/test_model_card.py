@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def changed(folder, new, *, data=None, classes=None, status=None):
+def changed(folder, new, *, data=None, classes=None, status=None, **recipe):
     """A copy of what the card is made of, with other names and another result."""
     new.mkdir()
     description = json.loads((folder / "recipe.json").read_text())
@@ -35,6 +35,7 @@ def changed(folder, new, *, data=None, classes=None, status=None):
         description["data"]["name"] = data
     if classes is not None:
         description["data"]["class_names"] = classes
+    description["recipe"] |= recipe
     (new / "recipe.json").write_text(json.dumps(description))
     facts = json.loads((folder / "status.json").read_text())
     (new / "status.json").write_text(json.dumps(status or facts))
@@ -106,7 +107,7 @@ def test_a_full_disk_only_warns(folder, tmp_path, monkeypatch):
 def test_names_stay_names(folder, tmp_path_factory, data):
     classes = data.draw(st.lists(NAMES, min_size=2, max_size=5))
     prefix = data.draw(st.sampled_from(["", "folder:/secret/"]))
-    name = data.draw(NAMES)
+    name = data.draw(NAMES).replace("\0", "0")  # which no path has
     directory = changed(
         folder, tmp_path_factory.mktemp("card") / "run", data=prefix + name, classes=classes
     )
@@ -146,6 +147,24 @@ def test_what_validation_measured_is_called_so(folder, tmp_path):
     card = model_card(changed(folder, tmp_path / "run", status=status))
     assert "Accuracy 25.00% on validation images." in card  # recipe.json does not count them
     assert "split: validation" in front_matter(card)
+
+
+def test_it_says_what_was_held_out_and_what_a_network_of_ones_own_needs(folder, tmp_path):
+    plain = model_card(changed(folder, tmp_path / "plain"))
+    own = model_card(changed(folder, tmp_path / "own", model="nets:Small", val_fraction=0.1))
+    for words in ("of which 10.0% judged the epochs", '`load_run(".", model=network)`'):
+        assert words in own
+        assert words not in plain
+
+
+def test_a_folder_of_images_is_named_without_its_place(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    for number, place in enumerate(("folder:/secret/birds/", "folder:../birds", "birds")):
+        metadata = front_matter(model_card(changed(folder, tmp_path / str(number), data=place)))
+        kind = "imagefolder" if ":" in place else "birds"
+        assert [f'type: "{kind}"', 'name: "birds"', "split: test"] == [
+            line.strip() for line in metadata.splitlines()[-6:-3]
+        ]
 
 
 def test_a_data_set_of_the_hub_is_named_as_there(folder, tmp_path):

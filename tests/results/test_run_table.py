@@ -73,7 +73,7 @@ def test_a_row_tells_what_was_written(tmp_path, split, fail):
     row = read_row(tmp_path / "a", "a")
     assert row.best_accuracy == max(accuracies)
     assert row.last_accuracy == accuracies[-1]
-    assert row.seconds == pytest.approx(sum(seconds))
+    assert row.seconds == pytest.approx(sum(seconds), rel=1e-9)
     assert (row.epochs_done, row.epochs, row.judged_by, row.problem) == (5, 7, split, None)
     expected = {None: "finished", KeyboardInterrupt: "interrupted", OSError: "failed"}
     assert row.status == expected[fail and type(fail)]
@@ -103,8 +103,8 @@ def test_runs_within_runs_and_links_in_circles(tmp_path):
     (only_saved / "ckpt-1.pt").touch()
     make_run(only_saved / "copy", random.Random(0))
     (tmp_path / "runs" / "pictures" / "checkpoints").mkdir(parents=True)
-    found = {str(path.relative_to(tmp_path / "runs")) for path in find_runs(tmp_path / "runs")}
-    assert found == {*names, "y", "z/f"}
+    found = [str(path.relative_to(tmp_path / "runs")) for path in find_runs(tmp_path / "runs")]
+    assert found == ["a", "a/seed-1", "a/seed-2", "b/c/d", "checkpoints/e", "y", "z/f"]
 
 
 VALUES = st.none() | st.text(max_size=5) | st.integers() | st.floats() | st.booleans()
@@ -162,6 +162,21 @@ def test_what_is_no_number_is_unknown(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Infinity" not in printed
     assert json.loads(printed)[0]["recipe"]["epochs"] is None
+
+
+def test_a_table_of_something_else_is_no_history(tmp_path):
+    make_run(tmp_path, random.Random(0))
+    (tmp_path / "history.csv").write_text("a,b\n1,2\n")
+    assert "it has no epoch or no seconds" in read_row(tmp_path, "a").problem
+
+
+def test_what_is_unknown_is_a_dash():
+    blank = dict.fromkeys(RunRow.__dataclass_fields__) | {"name": "a", "epochs_done": 0}
+    unknown, whole = RunRow(**blank), RunRow(**blank | {"last_accuracy": 0.5, "seconds": 60})
+    assert format_table([unknown]).splitlines()[1].split() == [
+        "a", "-", "-", "-", "0/?", "-", "-", "-", "-", "-"
+    ]  # fmt: skip
+    assert format_table([whole]).splitlines()[1].split()[6:9] == ["50.00%", "-", "60"]
 
 
 def test_deeply_nested_json_is_damage(tmp_path):
