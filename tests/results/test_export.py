@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,32 @@ def test_a_file_that_gives_no_numbers_is_refused(run, monkeypatch, tmp_path):
     with pytest.raises(ExportError, match="differ by nan"):
         export_run(run, tmp_path / "x", file_format="broken")
     assert not any(tmp_path.iterdir())
+
+
+class Rounding(nn.Module):
+    """Float32 takes 3e-5 from its logits, which are below 3."""
+
+    def forward(self, images):
+        return (images.flatten(1)[:, 300:310] + 1000) - 1000
+
+
+@pytest.mark.parametrize(("shift", "refused"), [(0, False), (1e-2, True)])
+def test_a_file_may_differ_by_what_float32_takes_from_the_model(
+    run, monkeypatch, tmp_path, shift, refused
+):
+    run = dataclasses.replace(run, model=Rounding())
+
+    def exact(images):
+        return Rounding()(images.double()).float() + shift
+
+    def load(path, graph):
+        return lambda images: (exact(images) + exact(images.flip(-1))) / 2
+
+    monkeypatch.setitem(FORMATS, "exact", FileFormat(lambda graph, metadata: b"", load))
+    refusal = pytest.raises(ExportError, match="nothing is kept") if refused else nullcontext()
+    with refusal:
+        difference = export_run(run, tmp_path / "x", file_format="exact").difference
+        assert 1e-5 < difference < 1e-4
 
 
 def test_a_run_without_its_data_is_tried_on_photos(run, tmp_path):
