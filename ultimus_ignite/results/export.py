@@ -65,10 +65,17 @@ def export_run(
         OSError: the file cannot be written.
 
     Example:
-        >>> from ultimus_ignite import load_run
-        >>> export_run(load_run("runs/first", device="cpu"), "first.onnx", file_format="onnx",
-        ...            input="uint8").difference  # doctest: +SKIP
-        1.2e-07
+        >>> from tempfile import TemporaryDirectory
+        >>> from ultimus_ignite import Recipe, load_run, train
+        >>> with TemporaryDirectory() as folder:
+        ...     recipe = Recipe(data="digits", epochs=2, device="cpu")
+        ...     trained = train(recipe, out=folder)  # doctest: +ELLIPSIS
+        ...     run = load_run(folder, device="cpu")
+        ...     export = export_run(run, f"{folder}/digits.pt2", file_format="torch-export")
+        data: digits, 1437 training and 360 test images of 10 classes
+        ...
+        >>> export.images, export.difference < 1e-5
+        ('100 test images of digits', True)
     """
     path = Path(path)
     if run.device.type != "cpu":
