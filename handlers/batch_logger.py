@@ -167,7 +167,7 @@ class BatchLogger(Attachable, Serializable):
             self._epoch_is_open = False
 
     def report(self, evaluator: Engine, dataset: str = "Test set") -> None:
-        """Write a line with the evaluator's scalar metrics."""
+        """Write a line with the evaluator's scalar metrics, on rank 0."""
         self.close()
         metrics = scalars(evaluator.state.metrics)
         count = metrics.pop("count", None)
@@ -181,11 +181,12 @@ class BatchLogger(Attachable, Serializable):
                 share = f"{round(accuracy * count)}/{count} ({share})"
             parts.append(f"Accuracy: {share}")
         parts += [f"{name}: {value:.4f}" for name, value in metrics.items()]
-        self._display.line(f"\n{dataset}: {', '.join(parts) or 'no scalar metric'}\n")
+        self.write(f"\n{dataset}: {', '.join(parts) or 'no scalar metric'}\n")
 
     def write(self, text: str) -> None:
-        """Write a line of your own to the stream and the log file."""
-        self._display.line(text)
+        """Write a line of your own to the stream and the log file, on rank 0."""
+        if idist.get_rank() == 0:
+            self._display.line(text)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """The sums of the unfinished epoch, as plain numbers."""

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from ultimus_ignite.handlers.history import History
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.history_csv import Row
+from ultimus_ignite.handlers.support.ranks import of_first_rank
 
 
 class EarlyEnd(Attachable):
@@ -78,6 +79,9 @@ class EarlyEnd(Attachable):
 
     def check(self, engine: Engine) -> None:
         """Terminate the run if it must end here, unless its last epoch is done."""
+        if self.history.rows:  # each rank has its own clock, and all must end here or none
+            row = self.history.rows[-1]
+            row["seconds"] = of_first_rank(row["seconds"] or 0.0)
         is_early = engine.state.epoch != engine.state.max_epochs
         if is_early and self.reason(engine.state.iteration) is not None:
             engine.terminate()

@@ -12,7 +12,10 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.epoch_position import EpochPosition
+from ultimus_ignite.handlers.support.ranks import CommonMoments, highest
 from ultimus_ignite.handlers.support.sparing_loader import SparingLoader
+
+AGREEMENT_INTERVAL = 1.0  # seconds between two questions to the other ranks
 
 
 class GracefulStop(Attachable):
@@ -28,6 +31,9 @@ class GracefulStop(Attachable):
     (systemd sends both): it never counts as the second signal, nor makes the next one the second.
     A signal that is ignored when the run starts stays ignored: SIGHUP under ``nohup``, SIGINT in a
     background job of a shell script.
+
+    Of several processes each needs one: a signal to any of them ends all of them after the same
+    iteration, about a second later, and is ``received`` by all.
 
     =======================  =============
     Event                    Method
@@ -65,6 +71,7 @@ class GracefulStop(Attachable):
         super().__init__()
         self.signals = tuple(signals)
         self.received: signal.Signals | None = None
+        self._is_known = False  # all ranks know of the signal
         self._previous: dict[int, Any] = {}  # each signal's handler before this one
         self._spared: list[Engine] = []  # engines whose loader is now a SparingLoader
 
@@ -91,7 +98,8 @@ class GracefulStop(Attachable):
 
     def open(self, engine: Engine) -> None:
         """Start to handle the signals."""
-        self.received = None
+        self.received, self._is_known = None, False
+        self._moments = CommonMoments(AGREEMENT_INTERVAL)
         self.close()  # an exception skips COMPLETED
         self.listen()
         self.spare_workers(engine)
@@ -126,13 +134,22 @@ class GracefulStop(Attachable):
 
     def end_iteration(self, engine: Engine) -> None:
         """Stop in mid-epoch; `end_epoch` stops after the last iteration."""
-        if self.received and not self._position.is_at_end:
+        if self._moments.is_alone or self._moments.is_due():
+            self._tell()
+        if self._is_known and not self._position.is_at_end:
             engine.terminate()
 
     def end_epoch(self, engine: Engine) -> None:
         """Stop after an epoch, unless it is the last one."""
-        if self.received and engine.state.epoch != engine.state.max_epochs:
+        self._tell()
+        if self._is_known and engine.state.epoch != engine.state.max_epochs:
             engine.terminate()
+
+    def _tell(self) -> None:
+        """Tell the other ranks of a signal, and take theirs."""
+        if not self._moments.is_alone and (number := int(highest(self.received or 0))):
+            self.received = signal.Signals(number)
+        self._is_known = self.received is not None
 
     def close_without_completed(self, engine: Engine) -> None:
         """Close if ``terminate(skip_completed=True)`` ends the run."""

@@ -1,7 +1,6 @@
 """Stops a run before NaN or infinity reaches the weights, or when its loss explodes."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from ultimus_ignite.handlers.support.private_names import (
     raise_flag_if_non_finite,
     take_flag_back,
 )
+from ultimus_ignite.handlers.support.ranks import CommonMoments, highest
 
 CHECK_INTERVAL = 1.0  # seconds between two readings of the flag
 
@@ -40,6 +40,9 @@ class NonFiniteGuard(Attachable):
     optimizer is not fused, the host reads it at every step. With a `GradScaler`, which skips
     infinite gradients itself, only the loss is checked. Outside the engine's run, no step is
     guarded. For a `Checkpointer` that saves every n iterations, call `check` every n iterations.
+
+    Of several processes each needs a guard: what one of them finds ends all of them, at the same
+    iteration.
 
     =======================  ===========
     Event                    Method
@@ -124,12 +127,14 @@ class NonFiniteGuard(Attachable):
         device = devices[0] if devices else torch.device("cpu")
         self._flag = torch.zeros((), device=device)  # 1 from the first non-finite number on
         self._flagged = torch.zeros((), device=device)  # number of iterations since then
+        self._moments = CommonMoments(CHECK_INTERVAL)
+        # Gradients are the same on all ranks, losses may not be: the next check tells the others.
+        self._of_loss = self._flag if self._moments.is_alone else torch.zeros_like(self._flag)
         self._one = torch.ones((), device=device)
         ratio = self.max_loss_ratio
         self._alarm = None if ratio is None else ExplosionAlarm(ratio, device)
         self._rates.clear()
         self._first_unread = engine.state.iteration + 1
-        self._next_check = time.monotonic() + CHECK_INTERVAL
         self._hook_on(engine)
 
     def pause(self, engine: Engine) -> None:
@@ -168,43 +173,46 @@ class NonFiniteGuard(Attachable):
         optimizer = self.optimizer
         for group in optimizer.param_groups:
             if gradients := [p.grad for p in group["params"] if p.grad is not None]:
-                self._look_at(gradients)
+                self._look_at(gradients, self._flag)
         if not lend_flag(optimizer, self._flag) and self._flag.item():
             self._count_iteration()
-            self.check()
+            self._end_run(int(self._flagged))
 
     def inspect_loss(self, engine: Engine) -> None:
         """Set the flag if the loss is not finite; read it if the interval has passed."""
         values, _ = self._read_output(engine)
         for loss in (values["loss"],) if "loss" in values else values.values():
             if isinstance(loss, Tensor):
-                self._look_at([loss])
+                self._look_at([loss], self._of_loss)
             elif isinstance(loss, float) and not math.isfinite(loss):
-                self._flag.fill_(1.0)
+                self._of_loss.fill_(1.0)
         if self._alarm is not None and values:
             loss = self._read_output.loss(values)
-            self._flag.logical_or_(self._alarm.hear(loss, engine.state.iteration))
+            self._of_loss.logical_or_(self._alarm.hear(loss, engine.state.iteration))
         self._count_iteration()
-        if time.monotonic() >= self._next_check:
+        if self._moments.is_due():
             self.check()
 
     def check(self) -> None:
-        """Read the flag; if it is set, end the run."""
-        if flagged := int(self._flagged):
-            good = len(self._rates) - flagged
-            what = "the loss or its gradient became NaN or infinite"
-            if self._alarm is not None and self._alarm.exploded:
-                what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
-            self.close()
-            raise NonFiniteError(
-                f"{what} at iteration {self._first_unread + good}, "
-                f"rate {self._rates[good]}: lower the learning rate or clip the gradients"
-                # LBFGS moves the weights between the evaluations of its closure.
-                f"{'' if isinstance(self.optimizer, LBFGS) else '; the weights are still finite'}"
-            )
+        """Read the flag; if it is set, on any rank, end the run."""
+        flagged = float(self._flagged)
+        if flagged := int(flagged if self._moments.is_alone else highest(flagged)):
+            self._end_run(flagged)
         self._first_unread += len(self._rates)
         self._rates.clear()
-        self._next_check = time.monotonic() + CHECK_INTERVAL
+
+    def _end_run(self, flagged: int) -> None:
+        good = len(self._rates) - flagged
+        what = "the loss or its gradient became NaN or infinite"
+        if self._alarm is not None and self._alarm.exploded:
+            what = f"{PATIENCE} losses in a row were {self.max_loss_ratio} times their median"
+        self.close()
+        raise NonFiniteError(
+            f"{what} at iteration {self._first_unread + good}, "
+            f"rate {self._rates[good]}: lower the learning rate or clip the gradients"
+            # LBFGS moves the weights between the evaluations of its closure.
+            f"{'' if isinstance(self.optimizer, LBFGS) else '; the weights are still finite'}"
+        )
 
     def _hook_on(self, engine: Engine) -> None:
         self._hooks.append(self.optimizer.register_step_pre_hook(self.inspect_gradients))
@@ -215,17 +223,19 @@ class NonFiniteGuard(Attachable):
         if flag is not None and flag is getattr(self, "_flag", None):
             take_flag_back(self.optimizer)
 
-    def _look_at(self, tensors: list[Tensor]) -> None:
-        """Set the flag if a tensor holds NaN or infinity."""
+    def _look_at(self, tensors: list[Tensor], flag: Tensor) -> None:
+        """Set a flag if a tensor holds NaN or infinity."""
         try:
-            raise_flag_if_non_finite(tensors, self._flag, self._one)
+            raise_flag_if_non_finite(tensors, flag, self._one)
         except RuntimeError:  # sparse, complex, on another device: one by one
             for tensor in tensors:
                 if tensor.layout is torch.sparse_coo:
                     tensor = tensor.coalesce().values()
                 is_bad = tensor.to_dense().isfinite().all().logical_not()
-                self._flag.logical_or_(is_bad.to(self._flag.device))
+                flag.logical_or_(is_bad.to(flag.device))
 
     def _count_iteration(self) -> None:
         self._flagged.add_(self._flag)
+        if self._of_loss is not self._flag:
+            self._flagged.add_(self._of_loss * (1 - self._flag))
         self._rates.append(float(self.optimizer.param_groups[0]["lr"]))

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import ignite.distributed as idist
 import torch
 
 from ultimus_ignite.data.augment import Augment, Normalize
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.placement import explain_if_too_large
+from ultimus_ignite.data.share import Share
 from ultimus_ignite.data.stream import EvaluationBatches, TrainingStream
 from ultimus_ignite.recipe import Recipe
 
@@ -36,6 +38,7 @@ def create_batches(
         data = data.hold_out(recipe.val_fraction, recipe.seed)
     note = explain_if_too_large((images for images, _ in data.splits.values()), device)
     home = torch.device("cpu") if note else device
+    share = Share(idist.get_rank(), idist.get_world_size())
     normalize = Normalize(data.mean, data.std)
     augment = Augment(
         normalize,
@@ -51,6 +54,7 @@ def create_batches(
         seed=recipe.seed,
         augment=augment,
         device=device,
+        share=share,
         note=note,
     )
 
@@ -64,6 +68,7 @@ def create_batches(
                 batch_size=recipe.batch_size,
                 normalize=normalize,
                 device=device,
+                share=share,
             )
             splits[name] = Split(name, titles[name], batches)
     test = splits.get("test")

@@ -1,10 +1,12 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
@@ -22,10 +24,13 @@ from ultimus_ignite.checks import (
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.data.stream import TrainingStream
+from ultimus_ignite.distributed.group import all_or_none, refuse_differences
+from ultimus_ignite.distributed.replica import replicate
 from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.initial_weights import load_initial_weights
 from ultimus_ignite.models import create_model, find_model, name_of
+from ultimus_ignite.provenance import describe_software
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
 
@@ -95,26 +100,29 @@ def build(
     else:
         recipe = replace(recipe, model=name_of(model), model_args={})
     if data is None:
-        data = load(
-            recipe.data,
-            recipe.data_dir,
-            image_size=recipe.image_size,
-            skip_unreadable=recipe.skip_unreadable,
-        )
+        with all_or_none():
+            data = load(
+                recipe.data,
+                recipe.data_dir,
+                image_size=recipe.image_size,
+                skip_unreadable=recipe.skip_unreadable,
+            )
     else:
         recipe = replace(recipe, data=data.name, image_size=data.image_size)
     recipe = replace(recipe, **recipe.sizes())
+    refuse_differences(_what_must_agree(recipe, data))
 
     stream, test, evaluated = create_batches(recipe, data, device)
     check_schedule(recipe, recipe.epochs * stream.epoch_length)
     num_classes = len(data.classes)
     if model is None:
         model = create_model(recipe, num_classes=num_classes)
-    size, steps = recipe.batch_size, recipe.accumulation_steps
+    size, steps, count = recipe.batch_size, recipe.accumulation_steps, len(stream.labels)
+    images, smallest = stream.batch(0).images[:2], _smallest_batch(count, size)
     splits = [split for split in (test, evaluated) if split]
     check_model(
         model,
-        stream.batch(0).images[: min(2, _smallest_batch(len(stream.labels), size, steps))],
+        images[: _smallest_batch(count, size, steps)],
         name=recipe.model,
         num_classes=num_classes,
         num_evaluated=min(_smallest_batch(len(each.batches.labels), size) for each in splits),
@@ -123,6 +131,9 @@ def build(
     notes = [stream.note] if stream.note else []
     if recipe.init is not None and not resumes:
         notes.append(load_initial_weights(model, recipe.init, num_classes=num_classes))
+    if smallest < idist.get_world_size():  # then some process has no image of that batch
+        check_model(model, images[:0], name=recipe.model, num_classes=num_classes)
+    model, trained = replicate(model, device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
     if optimizer is None:
@@ -130,7 +141,7 @@ def build(
     else:
         check_optimizer(optimizer, model)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-    trainer, evaluator, tester = create_engines(recipe, model, optimizer, scaler, device)
+    trainer, evaluator, tester = create_engines(recipe, model, trained, optimizer, scaler, device)
     return Parts(
         recipe=recipe,
         device=device,
@@ -148,6 +159,13 @@ def build(
     )
 
 
+def _what_must_agree(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+    """What processes must share to train one model. Each may have the data in another place."""
+    places = ("data", "data_dir", "device")
+    fields = {name: value for name, value in asdict(recipe).items() if name not in places}
+    return {**fields, "sha256 of the data": data.sha256, **describe_software()}
+
+
 def _smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
     """The least number of images that a forward pass gets, if each batch is split into parts."""
     full = min(batch_size, count)
@@ -158,6 +176,7 @@ def _smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
 def create_engines(
     recipe: Recipe,
     model: nn.Module,
+    trained: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
@@ -165,7 +184,7 @@ def create_engines(
     """The trainer, and two equal evaluators: one for each epoch, one for the end."""
     dtype = autocast_dtype(recipe)
     trainer = create_trainer(
-        model,
+        trained,
         optimizer,
         partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
         device=device,

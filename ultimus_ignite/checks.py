@@ -180,9 +180,9 @@ def _check_logits(logits: Any, images: Tensor, name: str, num_classes: int) -> N
 
 def _advice(images: Tensor) -> str:
     advice = "; an epoch's last batch is that small: choose another --batch-size"
-    return advice * (len(images) == 1)
+    return advice * (len(images) <= 1)
 
 
 def _describe(images: Tensor) -> str:
-    count = f"{len(images)} image{'s' * (len(images) > 1)}"
+    count = f"{len(images)} image{'s' * (len(images) != 1)}"
     return f"{count} of {images.shape[-2]}x{images.shape[-1]} pixels"

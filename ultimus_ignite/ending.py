@@ -1,5 +1,7 @@
 """How a run ends: whether it is over, why, with which weights, and what they are worth."""
 
+import ignite.distributed as idist
+
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers.checkpoints.saved_state import load_state, save_state
 from ultimus_ignite.handlers.support.history_csv import to_csv
@@ -71,6 +73,7 @@ def load_final_weights(run: Run) -> int:
     """Load the final weights into the model; returns the iteration that they are from."""
     if not run.parts.validates:
         return run.parts.trainer.state.iteration
+    idist.barrier()  # the first process may still be writing it
     iteration, best = run.checkpointer.load_best()
     load_state(run.parts.model, best["model"])
     return iteration

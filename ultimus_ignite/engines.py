@@ -5,11 +5,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
 from ignite.metrics import Accuracy, Loss, Metric
+from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ultimus_ignite.predictions import Judge
@@ -54,7 +57,9 @@ def create_trainer(
     """An Engine that trains ``model`` on batches of (images, labels).
 
     Args:
-        model: ``images -> logits (B, classes)``; moved to the device.
+        model: ``images -> logits (B, classes)``; moved to the device. In `DistributedDataParallel`
+            each process gets its share of a batch; a batch with a number ``total``, see
+            `ultimus_ignite.data.stream.Batch`, may have shares of different sizes, even empty ones.
         optimizer: over the model's parameters.
         loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch.
         device: the batches are moved to it, see `select_device`.
@@ -69,7 +74,8 @@ def create_trainer(
     Returns:
         An Engine whose output is ``{"loss", "correct", "count"}``: two 0-d tensors that stay on the
         device, and the number of labels, one per image or per pixel. ``correct`` is left out if
-        the labels are not those of a classifier, see `Judge`.
+        the labels are not those of a classifier, see `Judge`. They are of the whole batch, on
+        every process.
 
     Raises:
         ValueError: there is no such device.
@@ -87,11 +93,13 @@ def create_trainer(
     in_training: list[nn.Module] = []  # modules in training mode at the first step
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     repeatable = nullcontext if seed is None or device.type != "cuda" else _deterministic_cudnn
+    ranks = idist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
+    purpose = f"step of rank {rank}" if ranks > 1 and (rank := idist.get_rank()) else "step"
 
     def update(engine: Engine, batch: Any) -> dict[str, Any]:
         images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
         if seed is not None:
-            _seed_torch(derive_seed(seed, "step", engine.state.iteration - 1), device)
+            _seed_torch(derive_seed(seed, purpose, engine.state.iteration - 1), device)
         if not model.training:  # left so by an evaluator or, before the first step, by the user
             for module in in_training or model.train().modules():
                 module.training = True
@@ -99,23 +107,63 @@ def create_trainer(
             in_training.extend(module for module in model.modules() if module.training)
         optimizer.zero_grad()
         losses, right = [], []
-        parts = images.chunk(accumulation_steps), labels.chunk(accumulation_steps)
-        for x, y in zip(*parts, strict=True):
+        total = getattr(batch, "total", ranks * len(labels)) if ranks > 1 else len(labels)
+        for x, y in _parts(images, labels, accumulation_steps, total, ranks):
             with repeatable():
                 with _autocast(device, autocast_dtype):
                     logits = model(x)
-                    loss = loss_fn(logits, y) * (len(y) / len(labels))
+                    # Of an empty share all gradients are zero.
+                    mean = loss_fn(logits, y) if len(y) else logits.sum()
+                    loss = mean * (len(y) * ranks / total)  # the gradients are means over ranks
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             right.append(judge(logits.detach(), y))
         if max_grad_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        output = _output(losses, right, len(labels))
+        if ranks > 1:  # summed while the step runs
+            labels_are_images = output["count"] == len(labels)
+            finish = _sum_over_ranks(output, ranks, total if labels_are_images else None)
         scaler.step(optimizer)
         scaler.update()
-        return _output(losses, right, len(labels))
+        return finish() if ranks > 1 else output
 
     return Engine(update)
+
+
+def _parts(
+    images: Tensor, labels: Tensor, count: int, total: int, ranks: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The parts of a batch that are computed one after the other, as many on each rank."""
+    if ranks == 1:
+        return zip(images.chunk(count), labels.chunk(count), strict=True)
+    count = max(1, min(count, total // ranks))  # no part is empty unless the share is
+    return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+
+
+def _sum_over_ranks(
+    output: dict[str, Any], ranks: int, total: int | None
+) -> Callable[[], dict[str, Any]]:
+    """Begin to sum an output over the ranks; returns what waits for the sums.
+
+    Args:
+        output: its loss is weighted by the rank's share, times the number of ranks.
+        ranks: their number.
+        total: the labels of all ranks; None if only their sum tells, which waits for the device.
+    """
+    loss = output["loss"]
+    exact = {"dtype": torch.float64, "device": loss.device}
+    sums = torch.stack([torch.as_tensor(number, **exact) for number in output.values()])
+    work = torch.distributed.all_reduce(sums, async_op=True)
+
+    def finish() -> dict[str, Any]:
+        work.wait()
+        summed = dict(zip(output, sums.unbind(), strict=True))
+        summed["loss"] = (summed["loss"] / ranks).to(loss.dtype)
+        return {**summed, "count": int(summed["count"]) if total is None else total}
+
+    return finish
 
 
 def _output(losses: list[Tensor], right: list[Tensor | None], count: int) -> dict[str, Any]:
@@ -147,7 +195,8 @@ def create_evaluator(
 
     Returns:
         An Engine whose output is ``(logits, labels)`` and whose metrics are ``loss`` (mean over
-        samples), ``accuracy`` in [0, 1] and ``count``.
+        samples), ``accuracy`` in [0, 1] and ``count``, over all processes; a process may have
+        batches without images.
 
     Raises:
         ValueError: there is no such device.
@@ -164,8 +213,9 @@ def create_evaluator(
 
     def update(engine: Engine, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = (x.to(device, non_blocking=True) for x in (batch[0], batch[1]))
-        logits = predict_logits(model, images, autocast_dtype=autocast_dtype, mirror=mirror)
-        return logits, labels
+        some = images if len(images) else images.new_zeros(1, *images.shape[1:])
+        logits = predict_logits(model, some, autocast_dtype=autocast_dtype, mirror=mirror)
+        return logits[: len(images)], labels
 
     judge = Judge()
 
@@ -180,8 +230,11 @@ def create_evaluator(
             )
         return right, torch.ones_like(right)
 
+    def loss_of_any(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss_fn(logits, labels) if len(labels) else logits.sum()  # not NaN
+
     evaluator = Engine(update)
-    Loss(loss_fn, device=device).attach(evaluator, "loss")
+    Loss(loss_of_any, device=device).attach(evaluator, "loss")
     Accuracy(as_right, device=device).attach(evaluator, "accuracy")
     LabelCount(as_right).attach(evaluator, "count")
     return evaluator
@@ -225,8 +278,9 @@ class LabelCount(Metric):
     def update(self, output: Any) -> None:
         self._count += output[1].numel()
 
+    @sync_all_reduce("_count")
     def compute(self) -> int:
-        return self._count
+        return int(self._count)
 
 
 @contextmanager

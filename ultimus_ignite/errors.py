@@ -56,6 +56,12 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+class LostProcess(UserError):
+    """Another process of the run has ended, or does not answer; what is saved can be resumed."""
+
+    exit_code = ExitCode.INTERNAL
+
+
 def one_line(text: str) -> str:
     r"""Text that any terminal and any file takes as one line; what is not printable is escaped.
 

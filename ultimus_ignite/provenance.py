@@ -6,22 +6,23 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ultimus_ignite.build import Parts
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.recipe import Recipe
 
+if TYPE_CHECKING:
+    from ultimus_ignite.build import Parts
+
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
 
 
-def describe(parts: Parts) -> dict[str, Any]:
+def describe(parts: "Parts") -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
     data, device, normalize = parts.data, parts.device, parts.stream.augment.normalize
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "recipe": asdict(parts.recipe),
         "data": {
@@ -36,6 +37,14 @@ def describe(parts: Parts) -> dict[str, Any]:
             "notes": data.notes,
         },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **describe_software(),
+    }
+
+
+def describe_software() -> dict[str, Any]:
+    """What else the bits of a run depend on: threads, versions and source revision."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **versions},
         "git_revision": _git_revision(),
@@ -54,7 +63,7 @@ def describe_model(recipe: Recipe, classes: Sequence[str], normalize: Normalize)
     }
 
 
-def describe_data(parts: Parts) -> str:
+def describe_data(parts: "Parts") -> str:
     """The data that are really used, in one line; other lines say what a user should know of them
     and of the model.
 

@@ -35,7 +35,8 @@ def choose_max_lr(parts: Parts, directory: RunDirectory) -> Parts:
         return replace(parts, recipe=replace(recipe, max_lr=max_lr))
     rates = RangeTest()
     curve = range_test(parts, rates)
-    save_lr_curves([curve], directory.path, title="Range test for --max-lr auto")
+    if directory.is_writer:
+        save_lr_curves([curve], directory.path, title="Range test for --max-lr auto")
     max_lr = curve.minimum()
     if max_lr is None:
         raise RecipeError(

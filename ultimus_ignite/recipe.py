@@ -17,9 +17,11 @@ class RecipeError(UserError, ValueError):
 # Fields that may also be None or "auto".
 _OPTIONAL = {"max_lr", "max_grad_norm", "max_loss_ratio", "checkpoint_every"}
 _OPTIONAL |= {"patience", "max_hours", "crop_padding", "cutout_size"}
-_COUNTS = "epochs batch_size accumulation_steps checkpoint_every patience kills repeats top"
-_FINITE = "max_lr div_factor final_div_factor weight_decay max_grad_norm max_loss_ratio max_hours"
-_POSITIVE = "max_lr div_factor final_div_factor max_grad_norm max_hours"
+_COUNTS = (
+    "processes epochs batch_size accumulation_steps checkpoint_every patience kills repeats top"
+)
+_POSITIVE = "max_lr div_factor final_div_factor max_grad_norm max_hours process_timeout"
+_FINITE = f"{_POSITIVE} weight_decay max_loss_ratio"
 # Each row: fields, their range in words, and a check of the range.
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
     (_COUNTS, "be at least 1", lambda x: x >= 1),

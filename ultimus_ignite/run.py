@@ -15,8 +15,7 @@ from ultimus_ignite.ending import (
 )
 from ultimus_ignite.errors import Interrupted
 from ultimus_ignite.handlers import NonFiniteError
-from ultimus_ignite.handlers.support.files import replace_file
-from ultimus_ignite.handlers.support.history_csv import write_csv
+from ultimus_ignite.handlers.support.history_csv import to_csv
 from ultimus_ignite.provenance import describe_data
 from ultimus_ignite.range_test import choose_max_lr
 from ultimus_ignite.resume import restore_newest
@@ -50,7 +49,8 @@ def run(
     was_over = is_over(run)
     if was_over and is_complete(run):
         load_final_weights(run)
-        print(f"{directory.path} is finished: {len(history.rows)} epochs, nothing left to do")
+        if directory.is_writer:
+            print(f"{directory.path} is finished: {len(history.rows)} epochs, nothing left to do")
         return run
     _attach(run, configure)
 
@@ -61,7 +61,7 @@ def run(
         if was_over:
             logger.write("Nothing is left to train: the files that the folder lacks are written")
         if history.rows:  # a kill, or whoever moved the folder, may have left less
-            write_csv(history.rows, directory.history)
+            directory.write(directory.history, to_csv(history.rows).encode())
             run.events.write(history.rows)
         _train(run.parts)
         if run.stop.received and not is_over(run):
@@ -71,7 +71,7 @@ def run(
             logger.write(line)
         facts |= (result := measure(run))
         run.events.write_result(run.description["recipe"], result, epoch=len(history.rows))
-        replace_file(directory.model, final_weights(run))
+        directory.write(directory.model, final_weights(run))
     return run
 
 

@@ -22,6 +22,8 @@ class RunDirectoryError(UserError):
 class RunDirectory:
     """Paths of one run, used by one process at a time.
 
+    Of several processes of one run, the first locks and writes; the others only read.
+
     Args:
         path: the folder; `open` makes it, with its parents.
 
@@ -47,6 +49,7 @@ class RunDirectory:
         self.description = self.path / "recipe.json"
         self.status = self.path / "status.json"
         self._lock = self.path / ".lock"
+        self.is_writer = os.environ.get("RANK", "0") == "0"  # set by torchrun and Ignite
 
     @property
     def holds_a_run(self) -> bool:
@@ -69,6 +72,9 @@ class RunDirectory:
             RunDirectoryError: another process uses the folder, it holds a run and ``resume`` is
                 False, or it cannot be written.
         """
+        if not self.is_writer:
+            yield self
+            return
         existed = self.path.is_dir()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,7 @@ class RunDirectory:
         facts = {"data": description["data"]["name"]}
         status: Status = "failed"
         try:
-            _write_json(self.description, description)
+            self._write_json(self.description, description)
             self._write_status("running", facts)
             yield facts
             status = "finished"
@@ -128,7 +134,18 @@ class RunDirectory:
                 raise
 
     def _write_status(self, status: Status, facts: Mapping[str, Any]) -> None:
-        _write_json(self.status, {"status": status, **facts, "pid": os.getpid()})
+        self._write_json(self.status, {"status": status, **facts, "pid": os.getpid()})
+
+    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file of the run in one step, if this process is the one that writes."""
+        # Imported here because it loads torch, which parsing the flags of a command must not do.
+        from ultimus_ignite.handlers.support.files import replace_file
+
+        if self.is_writer:
+            replace_file(path, content)
 
     def read_status(self) -> dict[str, Any]:
         """The content of ``status.json``, with ``interrupted (killed)`` for a run that was killed.
@@ -167,13 +184,6 @@ def title_of(description: Mapping[str, Any]) -> str:
     """The title of a run's curves, from its ``recipe.json``."""
     recipe = description["recipe"]
     return f"{recipe['model']} on {description['data']['name']}, seed {recipe['seed']}"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    # Imported here because it loads torch, which parsing the flags of a command must not do.
-    from ultimus_ignite.handlers.support.files import replace_file
-
-    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _read_json(path: Path, *fields: str) -> dict[str, Any]:

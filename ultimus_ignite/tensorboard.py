@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
@@ -49,8 +50,10 @@ class EpochEvents:
     def write(self, rows: Sequence[Row]) -> None:
         """Write what the files lack of these rows, durable on return.
 
-        If this fails (a full disk), it only warns: the next epoch tries again.
+        Only rank 0 writes. If this fails (a full disk), it only warns: the next epoch tries again.
         """
+        if idist.get_rank() != 0:
+            return
         with self._writing() as held:
             for row in rows:
                 self._add_row(row, held)
@@ -60,13 +63,15 @@ class EpochEvents:
     ) -> None:
         """Write what TensorBoard's HParams tab compares runs by, once, durable on return.
 
-        If this fails (a full disk), it only warns.
+        Only rank 0 writes. If this fails (a full disk), it only warns.
 
         Args:
             recipe: the fields of the recipe; those that are None are left out.
             result: what the final weights are worth, which becomes the scalars ``final/*``.
             epoch: the last one of the run.
         """
+        if idist.get_rank() != 0:
+            return
         values = {f"final/{name}": value for name, value in result.items() if value is not None}
         with self._writing() as held:
             if held.issuperset((tag, epoch) for tag in values):

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from ultimus_ignite.build import build
 from ultimus_ignite.data.image_data import ImageData
+from ultimus_ignite.distributed.group import open_directory
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.results.model_card import write_card
 from ultimus_ignite.run import Configure, run
@@ -68,7 +69,7 @@ def train(
         >>> run.history.rows[-1]["iteration"]
         6
     """
-    with RunDirectory(out).open(resume=resume) as directory:
+    with open_directory(RunDirectory(out), resume=resume) as directory:
         parts = build(
             recipe,
             model=model,
@@ -77,5 +78,6 @@ def train(
             resumes=directory.has_checkpoints,
         )
         done = run(parts, directory, extend_epochs=extend_epochs, configure=configure)
-        write_card(directory)
+        if directory.is_writer:
+            write_card(directory)
     return done

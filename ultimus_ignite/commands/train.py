@@ -6,11 +6,21 @@ from dataclasses import dataclass
 
 from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
 from ultimus_ignite.cores import describe_load
+from ultimus_ignite.distributed.launch import launch, launches
+from ultimus_ignite.recipe import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(RunArguments):
     """Train an image classifier; every field of the recipe is a flag."""
+
+    processes: int = 1
+    """Processes that train one model together, each on its share of every batch."""
+    process_timeout: float = 300.0
+    """Seconds after which a process that waits for another gives up."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(prog: str, argv: Sequence[str]) -> None:
@@ -19,13 +29,18 @@ def main(prog: str, argv: Sequence[str]) -> None:
     directory = arguments.directory
     with directory.open(resume=arguments.resume):
         pass
-    if load := describe_load():
+    if directory.is_writer and (load := describe_load()):
         print(f"{prog}: {load}", file=sys.stderr)
+    if launches(arguments.processes):
+        launch(arguments.processes)
+        return
+    from ultimus_ignite.distributed.group import joined
     from ultimus_ignite.training import train
 
-    train(
-        arguments.recipe,
-        out=directory.path,
-        resume=arguments.resume,
-        extend_epochs=arguments.extend_epochs,
-    )
+    with joined(arguments.recipe.device, timeout=arguments.process_timeout):
+        train(
+            arguments.recipe,
+            out=directory.path,
+            resume=arguments.resume,
+            extend_epochs=arguments.extend_epochs,
+        )

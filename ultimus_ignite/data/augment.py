@@ -63,6 +63,10 @@ class Draws:
     hole: Tensor  # bool
     grey: Tensor  # bool
 
+    def part(self, images: slice) -> "Draws":
+        """Those of some images of the batch."""
+        return Draws(**{k: v[images] for k, v in vars(self).items()})
+
     def to(self, device: torch.device) -> "Draws":
         return Draws(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
 

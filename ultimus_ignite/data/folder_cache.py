@@ -158,13 +158,16 @@ class FolderCache:
     def _locked(self) -> Iterator[None]:
         """Make the folder; no other process writes in it. A kill releases the lock.
 
+        The processes of one run wait for each other: the first decodes for all.
+
         Raises:
-            BlockingIOError: another process has locked it.
+            BlockingIOError: another run has locked it.
             OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            waits = "LOCAL_RANK" in os.environ  # set by torchrun and Ignite
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             yield
 
     def _commit(self, marks: Bytes, is_image: NDArray[np.bool_], data: ImageData) -> None:

@@ -1,0 +1,59 @@
+"""`--processes N`: the same command on several processes of this machine."""
+
+import logging
+import os
+import signal
+import sys
+
+from ultimus_ignite.errors import LostProcess, UserError
+
+
+def launches(processes: int) -> bool:
+    """Whether this process shall start others, which have then been told that they are many.
+
+    Raises:
+        UserError: torchrun has started another number of processes.
+    """
+    started = os.environ.get("WORLD_SIZE")
+    if started is not None and processes > 1 and started != str(processes):
+        raise UserError(
+            f"--processes {processes}, but torchrun has started {started}: leave out --processes"
+        )
+    return started is None and processes > 1
+
+
+def launch(processes: int) -> None:
+    """Start this command so many times, by torchrun's own agent, and wait for the end.
+
+    Raises:
+        SystemExit: with the exit code of the first process that failed, which has said why.
+        LostProcess: the first one that failed was killed.
+    """
+    # Otherwise each process would take all cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="run",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        raise LostProcess(f"process {rank} was ended by {name}; --resume continues") from None
