@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ultimus_ignite.batches import Split, create_batches
 from ultimus_ignite.checks import (
+    check_batch_size,
     check_given,
     check_model,
     check_optimizer,
@@ -111,6 +112,7 @@ def build(
         recipe = replace(recipe, data=data.name, image_size=data.image_size)
     recipe = replace(recipe, **recipe.sizes())
     refuse_differences(_what_must_agree(recipe, data))
+    check_batch_size(recipe.batch_size, len(data.train_labels))
 
     stream, test, evaluated = create_batches(recipe, data, device)
     check_schedule(recipe, recipe.epochs * stream.epoch_length)

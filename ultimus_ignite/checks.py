@@ -6,6 +6,7 @@ What the flags alone tell is refused earlier, in `ultimus_ignite.commands.argume
 from collections.abc import Callable
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -57,6 +58,22 @@ def check_given(**given: tuple[object, type]) -> None:
         if value is not None and not isinstance(value, kind):
             wanted = f"takes an instance of {kind.__name__}"
             raise RecipeError(one_line(f"{name}= {wanted}, got {value!r:.99}"))
+
+
+def check_batch_size(batch_size: int, count: int) -> None:
+    """Refuse batches that cannot give each process an image.
+
+    Args:
+        batch_size: images per batch, over all processes.
+        count: training images.
+
+    Raises:
+        RecipeError: they are too small.
+    """
+    largest, processes = min(batch_size, count), idist.get_world_size()
+    if largest < processes:
+        images = f"{largest} image{'s' * (largest > 1)}"
+        raise RecipeError(f"batch_size: a batch of {images} is too small for {processes} processes")
 
 
 def check_schedule(recipe: Recipe, total_steps: int) -> None:

@@ -57,7 +57,7 @@ def test_in_an_epochs_last_iteration_it_stops_all_after_the_epoch(rank):
 
 
 def guarded(what, fused, every):
-    """A run in which rank 1 has a bad loss or gradient from iteration 40 on; returns how it ended."""
+    """A run whose rank 1 has bad losses or gradients from iteration 40 on; returns how it ended."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1, fused=fused)
 
@@ -111,13 +111,10 @@ def test_the_clock_of_rank_0_ends_all():
 
 
 def moments(count):
-    """The iterations that are moments."""
-    common = CommonMoments(0.01)
+    """The iterations that are moments, all of them within the interval."""
+    common = CommonMoments(1000.0)
     return [iteration for iteration in range(count) if common.is_due()]
 
 
 def test_the_moments_are_common_and_become_rare():
-    first, second, third = on_ranks(3, moments, 2000)
-    assert first == second == third
-    assert first[:4] == [0, 2, 6, 14]  # twice as many iterations each time, up to the interval
-    assert len(first) < 1000
+    assert on_ranks(3, moments, 100) == [[0, 2, 6, 14, 30, 62]] * 3

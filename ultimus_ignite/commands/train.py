@@ -1,5 +1,6 @@
 """`train-cifar`: one run, from a recipe and flags."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +28,13 @@ def main(prog: str, argv: Sequence[str]) -> None:
     """Check the flags and the run directory before torch is loaded; then train."""
     arguments = parse_recipe(TrainArguments, prog, argv)
     directory = arguments.directory
-    with directory.open(resume=arguments.resume):
-        pass
+    if "WORLD_SIZE" not in os.environ:  # else the others would wait for a process that ends here
+        with directory.open(resume=arguments.resume):
+            pass
     if directory.is_writer and (load := describe_load()):
         print(f"{prog}: {load}", file=sys.stderr)
     if launches(arguments.processes):
-        launch(arguments.processes)
+        launch(arguments.processes, argv)
         return
     from ultimus_ignite.distributed.group import joined
     from ultimus_ignite.training import train

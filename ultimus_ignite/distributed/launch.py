@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from ultimus_ignite.errors import LostProcess, UserError
 
@@ -22,8 +23,21 @@ def launches(processes: int) -> bool:
     return started is None and processes > 1
 
 
-def launch(processes: int) -> None:
-    """Start this command so many times, by torchrun's own agent, and wait for the end.
+# As the script in bin/, Python shall not search the current folder.
+_PROGRAM = """\
+import sys
+sys.path[:] = filter(None, sys.path)
+from ultimus_ignite.cli import train_cifar
+train_cifar()
+"""
+
+
+def launch(processes: int, argv: Sequence[str]) -> None:
+    """Start `train-cifar` so many times, by torchrun's own agent, and wait for the end.
+
+    Args:
+        processes: their number, above 1.
+        argv: the flags of each.
 
     Raises:
         SystemExit: with the exit code of the first process that failed, which has said why.
@@ -48,7 +62,7 @@ def launch(processes: int) -> None:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+        elastic_launch(config, sys.executable)("-c", _PROGRAM, *argv)
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
