@@ -31,9 +31,9 @@ from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.initial_weights import load_initial_weights
 from ultimus_ignite.models import create_model, find_model, name_of
-from ultimus_ignite.provenance import describe_software
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
+from ultimus_ignite.software import describe_software
 
 
 @dataclass(frozen=True, kw_only=True)

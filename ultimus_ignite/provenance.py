@@ -1,26 +1,19 @@
 """What is needed to repeat a run."""
 
-import importlib.metadata
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ultimus_ignite.build import Parts
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.recipe import Recipe
-
-if TYPE_CHECKING:
-    from ultimus_ignite.build import Parts
-
-PACKAGES = ("torch", "torchvision", "pytorch-ignite", "ultimus-ignite")
+from ultimus_ignite.software import describe_software
 
 
-def describe(parts: "Parts") -> dict[str, Any]:
+def describe(parts: Parts) -> dict[str, Any]:
     """Recipe, data, device, versions and source revision, for ``recipe.json``."""
     data, device, normalize = parts.data, parts.device, parts.stream.augment.normalize
     return {
@@ -41,16 +34,6 @@ def describe(parts: "Parts") -> dict[str, Any]:
     }
 
 
-def describe_software() -> dict[str, Any]:
-    """What else the bits of a run depend on: threads, versions and source revision."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **versions},
-        "git_revision": _git_revision(),
-    }
-
-
 def describe_model(recipe: Recipe, classes: Sequence[str], normalize: Normalize) -> dict[str, Any]:
     """What is needed to apply a model to a picture, for the metadata of a file of its weights."""
     return {
@@ -63,7 +46,7 @@ def describe_model(recipe: Recipe, classes: Sequence[str], normalize: Normalize)
     }
 
 
-def describe_data(parts: "Parts") -> str:
+def describe_data(parts: Parts) -> str:
     """The data that are really used, in one line; other lines say what a user should know of them
     and of the model.
 
@@ -88,14 +71,3 @@ def describe_data(parts: "Parts") -> str:
             "USING HANDWRITTEN DIGITS INSTEAD (--data cifar10 says why)",
         )
     return "\n".join([*lines, *data.notes, *parts.notes])
-
-
-def _git_revision() -> str | None:
-    """Revision of this source tree; None if it is not a git checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    folder = Path(__file__).parent
-    try:
-        output = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return output.strip()

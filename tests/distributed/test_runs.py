@@ -26,19 +26,20 @@ VARIANTS = {
 
 
 class Exact(nn.Module):
-    """Every layer in float64, so that only the order of adding makes a difference."""
+    """Every layer in float64, so that only the order of adding makes a difference.
 
-    def __init__(self):
+    A bias before a norm has no gradient but rounding, which Adam would enlarge.
+    """
+
+    def __init__(self, has_norms):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(
-                3, 6, 3, stride=2, bias=False
-            ),  # Adam would enlarge its rounding before a norm
-            nn.BatchNorm2d(6),
+            nn.Conv2d(3, 6, 3, stride=2, bias=not has_norms),
+            nn.BatchNorm2d(6) if has_norms else nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(6 * 25, 8, bias=False),
-            nn.BatchNorm1d(8, momentum=None, affine=False),
+            nn.Linear(6 * 25, 8, bias=not has_norms),
+            nn.BatchNorm1d(8, momentum=None, affine=False) if has_norms else nn.Identity(),
             nn.Linear(8, 4),
         ).double()
 
