@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ultimus_ignite.distributed.batch_norm import synchronize_batch_norms
+from ultimus_ignite.distributed.batch_norm import CommonBatchNorm, synchronize_batch_norms
 
 
 def replicate(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]:
@@ -17,5 +17,26 @@ def replicate(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Mod
     if idist.get_world_size() == 1:
         return model, model
     model = synchronize_batch_norms(model, device)
-    devices = [device] if device.type == "cuda" else None
-    return model, DistributedDataParallel(model, device_ids=devices)
+    return model, DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=_has_buffers_of_its_own(model),
+    )
+
+
+def _has_buffers_of_its_own(model: nn.Module) -> bool:
+    """Whether a buffer is saved that may follow the images of one process.
+
+    Each step then begins with those of rank 0, for which the processes wait.
+    """
+    common = {
+        id(buffer)
+        for module in model.modules()
+        if isinstance(module, CommonBatchNorm | nn.SyncBatchNorm)
+        for buffer in module.buffers(recurse=False)
+    }
+    saved = model.state_dict(keep_vars=True).values()
+    return any(
+        isinstance(value, torch.Tensor) and not value.requires_grad and id(value) not in common
+        for value in saved
+    )
