@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,18 +12,11 @@ from typing import Any
 import ignite.distributed as idist
 from processes import PRELOADED, Command
 
+from ultimus_ignite.distributed.launch import environments
+
 PATIENCE = timedelta(seconds=60)
 # pytest calls a test module tests.X, by which a child process finds the function to call.
 sys.path.append(str(Path(__file__).parents[1]))
-
-
-def environments(count: int) -> list[dict[str, str]]:
-    """What torchrun tells each of its processes."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def start_ranks(count: int, name: str, *arguments: Any, cwd: Any) -> list[Command]:

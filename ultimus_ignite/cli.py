@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "runs": "a table of the runs below a folder",
     "verify-resume": "kill and resume a short run, and show that its result is bit-identical",
 }
+ON_ONE_PROCESS = {"repeat", "find-lr", "doctor", "verify-resume"}
 
 
 def train_cifar() -> NoReturn:
@@ -61,6 +62,8 @@ def choose(prog: str, argv: Sequence[str]) -> None:
 
 def dispatch(prog: str, name: str, argv: Sequence[str]) -> None:
     """Run one subcommand; no other subcommand's module is loaded."""
+    if name in ON_ONE_PROCESS and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"{name} runs on one process: start it without torchrun")
     module = importlib.import_module(f"ultimus_ignite.commands.{name.replace('-', '_')}")
     module.main(prog, argv)
 

@@ -7,7 +7,9 @@ import socket
 
 import pytest
 from processes import Command, call
-from ranks import environments, start_ranks
+from ranks import start_ranks
+
+from ultimus_ignite.distributed.launch import environments
 
 SMALL = ["--data", "digits", "--device", "cpu", "--epochs", 2]
 
@@ -157,3 +159,19 @@ def test_a_signal_to_the_parent_stops_all(tmp_path):
     command.send_signal(signal.SIGTERM)
     assert command.finish().returncode == 143
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["repeat", "find-lr", "doctor", "verify-resume"])
+def test_the_other_commands_say_that_they_run_on_one_process(tmp_path, name):
+    for answer in finish(start_ranks(2, "ultimus", name, cwd=tmp_path)):
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert f"{name} runs on one process" in answer.stderr
+        assert answer.stderr.count("\n") == 1
+
+
+def test_verify_resume_kills_one_of_two(tmp_path):
+    flags = ["--data", "digits", "--processes", 2, "--kills", 1, "--epochs", 4]
+    answer = call("ultimus", "verify-resume", *flags, cwd=tmp_path)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.count("killed after") == 1
+    assert answer.stdout.count("bit-identical") == 3

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import io
 import itertools
+import logging
 import multiprocessing
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,8 @@ from typing import Any
 
 from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
-from ultimus_ignite.errors import UserError
+from ultimus_ignite.distributed.launch import environments
+from ultimus_ignite.errors import ExitCode, LostProcess, UserError
 from ultimus_ignite.recipe import Recipe, check_ranges
 from ultimus_ignite.run_directory import RunDirectory
 
@@ -31,6 +34,8 @@ class VerifyArguments(RecipeArguments):
 
     kills: int = 3
     """Number of times that the second run is killed."""
+    processes: int = 1
+    """Processes that train together; of several a random one is killed."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -39,20 +44,21 @@ class VerifyArguments(RecipeArguments):
 def main(prog: str, argv: Sequence[str]) -> None:
     """Train both runs and compare their final states."""
     arguments = parse_recipe(VerifyArguments, prog, argv, epochs=6, checkpoint_every=5)
+    recipe, count = arguments.recipe, arguments.processes
 
     from ultimus_ignite.build import build
     from ultimus_ignite.provenance import describe_data
 
-    print(describe_data(build(arguments.recipe)), flush=True)
+    print(describe_data(build(recipe)), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
-        seconds = _train_straight(arguments.recipe, straight)
+        seconds = _train_straight(recipe, straight, count)
         print(f"straight through: {seconds:.1f} s of training", flush=True)
         # The mean sum of the waits is kills / (kills + 1) of the training, so near its end.
         longest_wait = 2 * seconds / (arguments.kills + 1)
         for _ in range(arguments.kills):
-            _kill(arguments.recipe, killed, random.uniform(0, longest_wait))
-        _train_straight(arguments.recipe, killed)
+            _kill(recipe, killed, count, random.uniform(0, longest_wait))
+        _train_straight(recipe, killed, count)
         report(straight, killed)
 
 
@@ -130,49 +136,63 @@ def _final_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _train_straight(recipe: Recipe, out: Path) -> float:
+def _train_straight(recipe: Recipe, out: Path, count: int) -> float:
     """Run to the end; returns the seconds from the first iteration on."""
-    process = _start(recipe, out)
+    processes = _start(recipe, out, count)
     begin = time.monotonic()
-    process.join()
-    if process.exitcode:
-        raise UserError(f"the run in {out} ended with exit code {process.exitcode}")
+    for process in processes:
+        process.join()
+    if code := max(process.exitcode or 0 for process in processes):
+        raise UserError(f"the run in {out} ended with exit code {code}")
     return time.monotonic() - begin
 
 
-def _kill(recipe: Recipe, out: Path, wait: float) -> None:
+def _kill(recipe: Recipe, out: Path, count: int, wait: float) -> None:
     """Start or resume the run, and kill it ``wait`` seconds after there is a checkpoint."""
-    process = _start(recipe, out)
+    processes = _start(recipe, out, count)
+    victim = random.choice(processes)
     checkpoints = RunDirectory(out).checkpoints
-    while process.is_alive() and not any(checkpoints.glob("*.pt")):
+    while victim.is_alive() and not any(checkpoints.glob("*.pt")):
         time.sleep(0.01)  # a run without one would begin anew, which shows nothing
-    process.join(wait)
-    process.kill()
-    process.join()
+    victim.join(wait)
+    victim.kill()
+    for process in processes:
+        process.join()
     newest = max(checkpoints.glob("*.pt"), default=None)
     print(f"killed after {wait:.2f} s, newest: {newest and newest.name}", flush=True)
 
 
-def _start(recipe: Recipe, out: Path) -> BaseProcess:
-    """Start a process and wait until it trains, or has ended."""
+def _start(recipe: Recipe, out: Path, count: int) -> list[BaseProcess]:
+    """Start so many processes, and wait until they train, or have ended."""
     # The fork server has already loaded torch, so the kills fall into the training.
     context = multiprocessing.get_context("forkserver")
     # Silence the warning about the semaphores that TensorBoard's queue leaves when it is killed.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     context.set_forkserver_preload(["ultimus_ignite.training"])
-    process = context.Process(target=_train, args=(recipe, out))
-    process.start()
-    directory = RunDirectory(out)
-    while process.is_alive():
-        if directory.status.exists() and directory.read_status()["pid"] == process.pid:
+    processes = [
+        context.Process(target=_train, args=(recipe, out, environment))
+        for environment in environments(count)
+    ]
+    for process in processes:
+        process.start()
+    directory, first = RunDirectory(out), processes[0]
+    while first.is_alive():
+        if directory.status.exists() and directory.read_status()["pid"] == first.pid:
             break
         time.sleep(0.01)
-    return process
+    return [*processes]
 
 
-def _train(recipe: Recipe, out: Path) -> None:
+def _train(recipe: Recipe, out: Path, environment: Mapping[str, str]) -> None:
+    from ultimus_ignite.distributed.group import joined
     from ultimus_ignite.training import train
 
+    os.environ.update(environment)
     keep_freed_memory()
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it says that another was killed
     with contextlib.redirect_stdout(io.StringIO()):
-        train(recipe, out=out, resume=True)
+        try:
+            with joined(recipe.device, timeout=60):
+                train(recipe, out=out, resume=True)
+        except LostProcess:  # another one was killed
+            sys.exit(ExitCode.INTERNAL)

@@ -140,5 +140,6 @@ def _common(module: Any) -> CommonBatchNorm:
         affine=module.affine,
         track_running_stats=module.track_running_stats,
     )
-    common._parameters, common._buffers = module._parameters, module._buffers
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(common, name, getattr(module, name))
     return common.train(module.training)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,22 @@ def launches(processes: int) -> bool:
             f"--processes {processes}, but torchrun has started {started}: leave out --processes"
         )
     return started is None and processes > 1
+
+
+def environments(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of so many processes of this machine; one is told nothing.
+
+    Example:
+        >>> environments(1), [each["RANK"] for each in environments(2)]
+        ([{}], ['0', '1'])
+    """
+    if processes == 1:
+        return [{}]
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 # As the script in bin/, Python shall not search the current folder.

@@ -1,5 +1,8 @@
 """One model on several processes."""
 
+import inspect
+from typing import Any
+
 import ignite.distributed as idist
 import torch
 from torch import nn
@@ -17,11 +20,11 @@ def replicate(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Mod
     if idist.get_world_size() == 1:
         return model, model
     model = synchronize_batch_norms(model, device)
-    return model, DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=_has_buffers_of_its_own(model),
-    )
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: _has_buffers_of_its_own(model)}  # torch 2.14 has renamed it
+    devices = [device] if device.type == "cuda" else None
+    return model, DistributedDataParallel(model, device_ids=devices, **options)
 
 
 def _has_buffers_of_its_own(model: nn.Module) -> bool:
