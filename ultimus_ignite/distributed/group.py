@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 
 from ultimus_ignite.errors import LostProcess, UserError, one_line
 from ultimus_ignite.models import reason
@@ -41,7 +43,7 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
         )
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     try:
-        idist.initialize("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        _initialize("nccl" if on_gpu else "gloo", timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(one_line(f"the processes do not meet at {where}: {error}")) from error
@@ -53,6 +55,8 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_the_group(error):
             raise
+        # torchrun now ends those that are left, as this one does by itself.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise LostProcess(
             one_line(
                 f"process {idist.get_rank()} waited for another that has ended or hangs: "
@@ -63,9 +67,23 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
         idist.finalize()
 
 
+def _initialize(backend: str, timeout: timedelta) -> None:
+    """As `idist.initialize`, but with a place of its own for each restart of torchrun.
+
+    torchrun keeps one store for all of them. A process that looks for the address of another that
+    has not written it yet would find the address of the one that was killed.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
+    idist.sync()
+
+
 def _is_of_the_group(error: RuntimeError) -> bool:
     """Whether an exchange failed; of gloo only the message tells."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 @contextlib.contextmanager
