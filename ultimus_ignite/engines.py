@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ultimus_ignite.distributed.step import begin_sum, split
 from ultimus_ignite.predictions import Judge
 from ultimus_ignite.seeding import derive_seed
 
@@ -108,7 +109,7 @@ def create_trainer(
         optimizer.zero_grad()
         losses, right = [], []
         total = getattr(batch, "total", ranks * len(labels)) if ranks > 1 else len(labels)
-        for x, y in _parts(images, labels, accumulation_steps, total, ranks):
+        for x, y in split(images, labels, accumulation_steps, total, ranks):
             with repeatable():
                 with _autocast(device, autocast_dtype):
                     logits = model(x)
@@ -124,46 +125,12 @@ def create_trainer(
         output = _output(losses, right, len(labels))
         if ranks > 1:  # summed while the step runs
             labels_are_images = output["count"] == len(labels)
-            finish = _sum_over_ranks(output, ranks, total if labels_are_images else None)
+            finish = begin_sum(output, ranks, total if labels_are_images else None)
         scaler.step(optimizer)
         scaler.update()
         return finish() if ranks > 1 else output
 
     return Engine(update)
-
-
-def _parts(
-    images: Tensor, labels: Tensor, count: int, total: int, ranks: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The parts of a batch that are computed one after the other, as many on each rank."""
-    if ranks == 1:
-        return zip(images.chunk(count), labels.chunk(count), strict=True)
-    count = max(1, min(count, total // ranks))  # no part is empty unless the share is
-    return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-
-
-def _sum_over_ranks(
-    output: dict[str, Any], ranks: int, total: int | None
-) -> Callable[[], dict[str, Any]]:
-    """Begin to sum an output over the ranks; returns what waits for the sums.
-
-    Args:
-        output: its loss is weighted by the rank's share, times the number of ranks.
-        ranks: their number.
-        total: the labels of all ranks; None if only their sum tells, which waits for the device.
-    """
-    loss = output["loss"]
-    exact = {"dtype": torch.float64, "device": loss.device}
-    sums = torch.stack([torch.as_tensor(number, **exact) for number in output.values()])
-    work = torch.distributed.all_reduce(sums, async_op=True)
-
-    def finish() -> dict[str, Any]:
-        work.wait()
-        summed = dict(zip(output, sums.unbind(), strict=True))
-        summed["loss"] = (summed["loss"] / ranks).to(loss.dtype)
-        return {**summed, "count": int(summed["count"]) if total is None else total}
-
-    return finish
 
 
 def _output(losses: list[Tensor], right: list[Tensor | None], count: int) -> dict[str, Any]:
