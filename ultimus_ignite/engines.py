@@ -116,7 +116,7 @@ def create_trainer(
                     # Of an empty share all gradients are zero.
                     mean = loss_fn(logits, y) if len(y) else logits.sum()
                     loss = mean * (len(y) * ranks / total)  # the gradients are means over ranks
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss).backward()
             losses.append(loss.detach())
             right.append(judge(logits.detach(), y))
         if max_grad_norm is not None:

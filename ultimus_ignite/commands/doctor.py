@@ -67,7 +67,7 @@ def report(name: str, check: Callable[[], str]) -> bool:
 
 def versions() -> str:
     """Versions that most affect a result."""
-    from ultimus_ignite.provenance import PACKAGES
+    from ultimus_ignite.software import PACKAGES
 
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 

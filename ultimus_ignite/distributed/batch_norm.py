@@ -119,7 +119,8 @@ class _Normalization(torch.autograd.Function):
 def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace every BatchNorm of a model, keeping parameters, buffers and the keys of its state."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        converted: nn.Module = convert(model)
         return converted
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     for name, module in [*model.named_modules()]:

@@ -11,6 +11,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from ultimus_ignite.errors import LostProcess, UserError, one_line
 from ultimus_ignite.models import reason
@@ -73,8 +75,8 @@ def _initialize(backend: str, timeout: timedelta) -> None:
     torchrun keeps one store for all of them. A process that looks for the address of another that
     has not written it yet would find the address of the one that was killed.
     """
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    attempt = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    attempt = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
@@ -99,7 +101,7 @@ def all_or_none() -> Iterator[None]:
     except UserError as error:
         failure = error
     if idist.get_world_size() > 1:
-        messages = idist.all_gather({"message": str(failure or "")})
+        messages = _gather({"message": str(failure or "")})
         failed = [(rank, each["message"]) for rank, each in enumerate(messages) if each["message"]]
         if failed and failure is None:
             rank, message = failed[0]
@@ -128,7 +130,7 @@ def refuse_differences(facts: Mapping[str, Any]) -> None:
     """
     if idist.get_world_size() == 1:
         return
-    first, *others = idist.all_gather(dict(facts))
+    first, *others = _gather(dict(facts))
     for rank, other in enumerate(others, start=1):
         for name in {**first, **other}:
             here, there = first.get(name), other.get(name)
@@ -136,3 +138,9 @@ def refuse_differences(facts: Mapping[str, Any]) -> None:
                 raise UserError(
                     one_line(f"process 0 and {rank} differ: {name}: {here!r} and {there!r}")
                 )
+
+
+def _gather(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The values of all ranks, in order."""
+    gathered: Any = idist.all_gather(value)
+    return list(gathered)

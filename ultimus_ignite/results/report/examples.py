@@ -100,13 +100,13 @@ def frequent_confusions(evaluation: Evaluation) -> list[tuple[str, str, int]]:
 
 def augmented_samples(data: RunData) -> list[Sample]:
     """The first images of the first training batch, exactly as the model was given them."""
-    images, labels, _ = data.stream.batch(0)
+    batch = data.stream.batch(0)
     normalize = data.stream.augment.normalize
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (normalize.mean, normalize.std))
-    pixels = ((images[:SAMPLES] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = ((batch.images[:SAMPLES] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return [
         Sample(photo(image), one_line(data.classes[label]))
-        for image, label in zip(pixels, labels.tolist(), strict=False)
+        for image, label in zip(pixels, batch.labels.tolist(), strict=False)
     ]
 
 
