@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from ultimus_ignite.build import build
 from ultimus_ignite.data.image_data import ImageData
-from ultimus_ignite.distributed.group import open_directory
+from ultimus_ignite.distributed.group import joined, open_directory
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.results.model_card import write_card
 from ultimus_ignite.run import Configure, run
@@ -25,6 +25,7 @@ def train(
     resume: bool = False,
     extend_epochs: bool = False,
     configure: Configure | None = None,
+    process_timeout: float = 300.0,
 ) -> Run:
     """Train as ``train-cifar`` does: log, history, checkpoints, curves, final weights, model card.
 
@@ -41,6 +42,8 @@ def train(
         extend_epochs: resume although the run was begun with another number of epochs.
         configure: attaches your own handlers, given the trainer and the evaluator of the epochs.
             They come after the run's own, but before the checkpoint.
+        process_timeout: if torchrun has started several processes, or the caller has made a group
+            of them, they train one model. Seconds after which one that waits gives up.
 
     Returns:
         The run, with its model and its handlers.
@@ -55,6 +58,7 @@ def train(
         Interrupted: a signal ended the run, which is saved and can be resumed.
         NonFiniteError: the loss or its gradient became NaN or infinite.
         UserError: a handler terminated the trainer in the first epoch.
+        LostProcess: another process of the run has ended, or does not answer.
         OSError: the last checkpoint could not be written.
 
     Example:
@@ -69,7 +73,10 @@ def train(
         >>> run.history.rows[-1]["iteration"]
         6
     """
-    with open_directory(RunDirectory(out), resume=resume) as directory:
+    with (
+        joined(recipe.device, timeout=process_timeout),
+        open_directory(RunDirectory(out), resume=resume) as directory,
+    ):
         parts = build(
             recipe,
             model=model,

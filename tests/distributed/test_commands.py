@@ -6,6 +6,7 @@ import signal
 import socket
 
 import pytest
+import torch
 from processes import Command, call
 from ranks import start_ranks
 
@@ -65,6 +66,12 @@ def test_processes_starts_them(one, tmp_path):
         (["--out", "taken"], "already holds a run"),
         (["--batch-size", 1], "a batch of 1 image is too small for 2 processes"),
         (["--model", "nets:Missing"], "nets"),
+        (["--device", "cuda:0"], "several processes take cpu, cuda or auto, got cuda:0"),
+        pytest.param(
+            ["--device", "cuda"],
+            "has no GPU, of which there are 0",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_a_mistake_is_one_line_on_every_rank(tmp_path, flags, says):

@@ -2,16 +2,20 @@
 
 import dataclasses
 import hashlib
+from contextlib import contextmanager
 from itertools import chain
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Events
+from PIL import Image
 from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
 
 from ultimus_ignite import ImageData, Recipe, train
+from ultimus_ignite.data import folder_cache, sources
 
 SIZE = 12
 RECIPE = Recipe(epochs=2, batch_size=16, device="cpu", max_lr=0.01, checkpoint_every=3)
@@ -144,3 +148,30 @@ def test_on_two_ranks_a_resumed_run_is_bit_identical(tmp_path):
     on_ranks(2, trained, tmp_path / "cut", RECIPE, counts, None, True)
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert one == other
+
+
+def loaded(images, cache):
+    """Load a folder at the same moment as the other ranks; returns what is told, if not waited."""
+    told = []
+
+    @contextmanager
+    def scratch_folder(place):
+        told.append(str(place))
+        with real(place) as folder:
+            yield folder
+
+    real, folder_cache.scratch_folder = folder_cache.scratch_folder, scratch_folder
+    idist.barrier()
+    data = sources.load(f"folder:{images}", str(cache))
+    return data.sha256, told
+
+
+def test_one_rank_decodes_for_all(tmp_path):
+    for split in ("train", "test"):
+        for number in range(40):
+            place = tmp_path / "images" / split / str(number % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (number, 0, 0)).save(place / f"{number}.png")
+    first, second = on_ranks(2, loaded, tmp_path / "images", tmp_path / "cache")
+    assert first == second
+    assert first[1] == []

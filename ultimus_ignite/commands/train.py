@@ -1,6 +1,7 @@
 """`train-cifar`: one run, from a recipe and flags."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
 from ultimus_ignite.cores import describe_load
 from ultimus_ignite.distributed.launch import launch, launches
+from ultimus_ignite.errors import LostProcess
 from ultimus_ignite.recipe import check_ranges
 
 
@@ -36,13 +38,16 @@ def main(prog: str, argv: Sequence[str]) -> None:
     if launches(arguments.processes):
         launch(arguments.processes, argv)
         return
-    from ultimus_ignite.distributed.group import joined
     from ultimus_ignite.training import train
 
-    with joined(arguments.recipe.device, timeout=arguments.process_timeout):
+    try:
         train(
             arguments.recipe,
             out=directory.path,
             resume=arguments.resume,
             extend_epochs=arguments.extend_epochs,
+            process_timeout=arguments.process_timeout,
         )
+    except LostProcess:  # torchrun now ends those that are left, as this one does by itself
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise

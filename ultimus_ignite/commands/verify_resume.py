@@ -184,7 +184,6 @@ def _start(recipe: Recipe, out: Path, count: int) -> list[BaseProcess]:
 
 
 def _train(recipe: Recipe, out: Path, environment: Mapping[str, str]) -> None:
-    from ultimus_ignite.distributed.group import joined
     from ultimus_ignite.training import train
 
     os.environ.update(environment)
@@ -192,7 +191,6 @@ def _train(recipe: Recipe, out: Path, environment: Mapping[str, str]) -> None:
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it says that another was killed
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            with joined(recipe.device, timeout=60):
-                train(recipe, out=out, resume=True)
+            train(recipe, out=out, resume=True, process_timeout=60)
         except LostProcess:  # another one was killed
             sys.exit(ExitCode.INTERNAL)

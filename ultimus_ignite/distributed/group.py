@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -31,7 +30,8 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
         timeout: seconds after which a process that waits for another gives up.
 
     Raises:
-        UserError: the environment tells half of what is needed, or the others do not come.
+        UserError: the environment tells half of what is needed, a process has no GPU for itself, or
+            the others do not come.
         LostProcess: within the block, another process does not answer.
     """
     known = [name for name in VARIABLES if name in os.environ]
@@ -43,9 +43,8 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
             f"{known[0]} is set in the environment, but not {', '.join(missing)}: start the "
             f"processes with torchrun, or unset {known[0]}"
         )
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     try:
-        _initialize("nccl" if on_gpu else "gloo", timedelta(seconds=timeout))
+        _initialize(_backend(device), timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(one_line(f"the processes do not meet at {where}: {error}")) from error
@@ -57,8 +56,6 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_the_group(error):
             raise
-        # torchrun now ends those that are left, as this one does by itself.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise LostProcess(
             one_line(
                 f"process {idist.get_rank()} waited for another that has ended or hangs: "
@@ -67,6 +64,25 @@ def joined(device: str, *, timeout: float) -> Iterator[None]:
         ) from error
     finally:
         idist.finalize()
+
+
+def _backend(device: str) -> str:
+    """The one for the devices of the processes; each process of a machine takes a GPU of its own.
+
+    Raises:
+        UserError: the device is that of one process, or there are too few GPUs.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "gloo"
+    if device not in ("auto", "cuda"):
+        raise UserError(f"device: several processes take cpu, cuda or auto, got {device}")
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(
+            f"device: process {number} of this machine has no GPU, of which there are {count}: "
+            "start fewer, or give --device cpu"
+        )
+    return "nccl"
 
 
 def _initialize(backend: str, timeout: timedelta) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ultimus_ignite.errors import LostProcess, UserError
@@ -60,9 +61,11 @@ def launch(processes: int, argv: Sequence[str]) -> None:
         SystemExit: with the exit code of the first process that failed, which has said why.
         LostProcess: the first one that failed was killed.
     """
+    cores = os.cpu_count() or 1
+    if processes > cores:
+        warnings.warn(f"{processes} processes share {cores} cores", stacklevel=2)
     # Otherwise each process would take all cores.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
