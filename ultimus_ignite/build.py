@@ -1,6 +1,7 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -100,41 +101,19 @@ def build(
         find_model(recipe.model)  # reading the data takes longer
     else:
         recipe = replace(recipe, model=name_of(model), model_args={})
-    if data is None:
-        with all_or_none():
-            data = load(
-                recipe.data,
-                recipe.data_dir,
-                image_size=recipe.image_size,
-                skip_unreadable=recipe.skip_unreadable,
-            )
-    else:
-        recipe = replace(recipe, data=data.name, image_size=data.image_size)
-    recipe = replace(recipe, **recipe.sizes())
+    recipe, data = _load(recipe, data)
     refuse_differences(_what_must_agree(recipe, data))
-    check_batch_size(recipe.batch_size, len(data.train_labels))
 
     stream, test, evaluated = create_batches(recipe, data, device)
+    check_batch_size(recipe.batch_size, len(stream.labels))
     check_schedule(recipe, recipe.epochs * stream.epoch_length)
     num_classes = len(data.classes)
     if model is None:
         model = create_model(recipe, num_classes=num_classes)
-    size, steps, count = recipe.batch_size, recipe.accumulation_steps, len(stream.labels)
-    images, smallest = stream.batch(0).images[:2], _smallest_batch(count, size)
-    splits = [split for split in (test, evaluated) if split]
-    check_model(
-        model,
-        images[: _smallest_batch(count, size, steps)],
-        name=recipe.model,
-        num_classes=num_classes,
-        num_evaluated=min(_smallest_batch(len(each.batches.labels), size) for each in splits),
-        seed=derive_seed(recipe.seed, "init", 1),
-    )
+    _try(model, recipe, num_classes, stream, [split for split in (test, evaluated) if split])
     notes = [stream.note] if stream.note else []
     if recipe.init is not None and not resumes:
         notes.append(load_initial_weights(model, recipe.init, num_classes=num_classes))
-    if smallest < idist.get_world_size():  # then some process has no image of that batch
-        check_model(model, images[:0], name=recipe.model, num_classes=num_classes)
     model, trained = replicate(model, device)
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
@@ -161,11 +140,46 @@ def build(
     )
 
 
+def _load(recipe: Recipe, data: ImageData | None) -> tuple[Recipe, ImageData]:
+    """The data, and the recipe with their name and with all sizes in pixels."""
+    if data is not None:
+        recipe = replace(recipe, data=data.name, image_size=data.image_size)
+    else:
+        with all_or_none():
+            data = load(
+                recipe.data,
+                recipe.data_dir,
+                image_size=recipe.image_size,
+                skip_unreadable=recipe.skip_unreadable,
+            )
+    return replace(recipe, **recipe.sizes()), data
+
+
 def _what_must_agree(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """What processes must share to train one model. Each may have the data in another place."""
     places = ("data", "data_dir", "device")
     fields = {name: value for name, value in asdict(recipe).items() if name not in places}
     return {**fields, "sha256 of the data": data.sha256, **describe_software()}
+
+
+def _try(
+    model: nn.Module,
+    recipe: Recipe,
+    num_classes: int,
+    stream: TrainingStream,
+    splits: Sequence[Split],
+) -> None:
+    """Try a model on as few images as it will ever get."""
+    size, count = recipe.batch_size, len(stream.labels)
+    images = stream.batch(0).images[:2]
+    check = partial(check_model, model, name=recipe.model, num_classes=num_classes)
+    check(
+        images[: _smallest_batch(count, size, recipe.accumulation_steps)],
+        num_evaluated=min(_smallest_batch(len(each.batches.labels), size) for each in splits),
+        seed=derive_seed(recipe.seed, "init", 1),
+    )
+    if _smallest_batch(count, size) < idist.get_world_size():  # then some process has no image
+        check(images[:0])
 
 
 def _smallest_batch(count: int, batch_size: int, parts: int = 1) -> int:
