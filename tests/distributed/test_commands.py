@@ -100,6 +100,19 @@ def test_half_an_environment_is_one_line(tmp_path, flags, environment, says):
     assert says in answer.stderr
 
 
+def test_what_one_rank_cannot_load_none_trains_on(tmp_path):
+    (tmp_path / "empty").mkdir()
+    commands = [
+        Command("train-cifar", *SMALL, "--data", data, "--out", "run", cwd=tmp_path, **each)
+        for data, each in zip(("digits", "folder:empty"), environments(2), strict=True)
+    ]
+    first, second = finish(commands)
+    assert (first.returncode, second.returncode, first.stdout) == (2, 2, "")
+    assert first.stderr.startswith(f"train-cifar: process 1: {tmp_path / 'empty'}: ")
+    assert second.stderr.startswith(f"train-cifar: {tmp_path / 'empty'}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 @pytest.mark.parametrize(
     ("name", "values"), [("--seed", (1, 2)), ("--label-smoothing", (0.0, 0.1))]
 )

@@ -150,6 +150,36 @@ def test_on_two_ranks_a_resumed_run_is_bit_identical(tmp_path):
     assert one == other
 
 
+class Following(nn.Module):
+    """Dropout, and a buffer that follows the images; both are noted in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * SIZE * SIZE, 4)
+        self.register_buffer("brightness", torch.zeros(()))
+        self.masks, self.seen = [], []
+
+    def forward(self, images):
+        if self.training:
+            self.masks.append(nn.functional.dropout(torch.ones(8)).tolist())
+            self.seen.append(float(self.brightness))
+            self.brightness += images.mean()
+        return self.layer(images.flatten(1))
+
+
+def followed(folder):
+    model = Following()
+    train(RECIPE, out=folder, model=model, data=colours((50, 7)))
+    return model.masks[-8:], model.seen[-8:]
+
+
+def test_each_rank_has_masks_of_its_own_and_the_buffers_of_rank_0(tmp_path):
+    (masks, seen), (other_masks, other_seen) = on_ranks(2, followed, tmp_path / "run")
+    assert all(mask != other for mask, other in zip(masks, other_masks, strict=True))
+    assert seen == other_seen
+    assert len(set(seen)) == 8
+
+
 def loaded(images, cache):
     """Load a folder at the same moment as the other ranks; returns what is told, if not waited."""
     told = []
