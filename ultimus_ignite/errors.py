@@ -1,6 +1,7 @@
 """The exit codes of the commands, and the base class of the errors that a user can fix."""
 
 import signal
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -57,9 +58,18 @@ class Interrupted(Exception):
 
 
 class LostProcess(UserError):
-    """Another process of the run has ended, or does not answer; what is saved can be resumed."""
+    """Another process of the run has ended, or does not answer; what is saved can be resumed.
+
+    Args:
+        message: one line.
+        silent: processes of this machine that may hang, by their numbers.
+    """
 
     exit_code = ExitCode.INTERNAL
+
+    def __init__(self, message: str, silent: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 def one_line(text: str) -> str:

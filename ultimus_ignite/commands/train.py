@@ -1,8 +1,10 @@
 """`train-cifar`: one run, from a recipe and flags."""
 
+import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,8 @@ from ultimus_ignite.cores import describe_load
 from ultimus_ignite.distributed.launch import launch, launches
 from ultimus_ignite.errors import LostProcess
 from ultimus_ignite.recipe import check_ranges
+
+PATIENCE = 2.0  # seconds in which the others notice, too, that one hangs, and end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,19 @@ def main(prog: str, argv: Sequence[str]) -> None:
             extend_epochs=arguments.extend_epochs,
             process_timeout=arguments.process_timeout,
         )
-    except LostProcess:  # torchrun now ends those that are left, as this one does by itself
+    except LostProcess as error:
+        # torchrun now ends those that are left, as this one does by itself.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _end_hung(error.silent)
         raise
+
+
+def _end_hung(processes: Sequence[int]) -> None:
+    """Kill what does not end by itself; torchrun would wait for it for half a minute."""
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(process, 0)  # it fails if there is no such process any more
+                time.sleep(0.05)
+            os.kill(process, signal.SIGKILL)
