@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import call
 
+from ultimus_ignite.commands import verify_resume
 from ultimus_ignite.commands.verify_resume import digest, leaves, report
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.recipe import Recipe
@@ -79,6 +80,23 @@ def test_a_number_of_kills_that_shows_nothing_is_refused(kills):
     assert (answer.returncode, answer.stdout) == (2, "")
     assert re.search("kills must be at (least 1|most 1,000,000,000), got", answer.stderr)
     assert answer.stderr.count("\n") == 1
+
+
+class Ended:
+    """A process that is over."""
+
+    def __init__(self, exitcode):
+        self.exitcode = exitcode
+
+    def join(self):
+        pass
+
+
+@pytest.mark.parametrize("codes", [[-9], [0, -9], [2, 0]])
+def test_a_run_that_fails_or_is_killed_shows_nothing(tmp_path, monkeypatch, codes):
+    monkeypatch.setattr(verify_resume, "_start", lambda *run: [Ended(code) for code in codes])
+    with pytest.raises(UserError, match=f"ended with exit code {sum(codes)}"):
+        verify_resume._train_straight(Recipe(), tmp_path, len(codes))
 
 
 def test_a_recipe_that_cannot_be_trained_is_refused_before_the_first_run():

@@ -142,7 +142,8 @@ def _train_straight(recipe: Recipe, out: Path, count: int) -> float:
     begin = time.monotonic()
     for process in processes:
         process.join()
-    if code := max(process.exitcode or 0 for process in processes):
+    # Negative if a signal ended it.
+    if code := next((process.exitcode for process in processes if process.exitcode), 0):
         raise UserError(f"the run in {out} ended with exit code {code}")
     return time.monotonic() - begin
 
