@@ -15,7 +15,8 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.display import Display
-from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_is, scalars
+from ultimus_ignite.handlers.support.means import Means
+from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is, scalars
 
 
 class BatchLogger(Attachable, Serializable):
@@ -30,8 +31,8 @@ class BatchLogger(Attachable, Serializable):
     other scalar metrics, follow under their own names. Outputs stay on the device until the bar is
     drawn, so no iteration waits for the device. A terminal or a notebook shows one bar, without
     what a narrow terminal has no room for; elsewhere, the bar's text is printed as a line, every
-    30 s and after each epoch. Only rank 0 writes. A reader that exits (``| head``) does not end the
-    run.
+    30 s and after each epoch. A reader that exits (``| head``) does not end the run. Of several
+    ranks only rank 0 writes, and what its own step returns: `History` has the numbers of all.
 
     =======================  ==============
     Event                    Method

@@ -17,6 +17,7 @@ from ultimus_ignite.handlers.checkpoints.snapshot import Snapshot
 from ultimus_ignite.handlers.checkpoints.store import CheckpointError, CheckpointStore
 from ultimus_ignite.handlers.support.attachable import Attachable, running_engines
 from ultimus_ignite.handlers.support.epoch_position import EpochPosition
+from ultimus_ignite.handlers.support.ranks import Peers
 
 
 class Checkpointer(Attachable):
@@ -129,6 +130,7 @@ class Checkpointer(Attachable):
     def begin(self, engine: Engine) -> None:
         """Refuse a run that cannot be saved, or a folder that another run uses."""
         step = self._step(engine)
+        Peers(self).require()
         if self.store.run is None or (self._last_step is not None and step < self._last_step):
             if idist.broadcast(idist.get_rank() == 0 and bool(self.store.paths())):
                 raise self._taken_error()
@@ -246,6 +248,7 @@ class Checkpointer(Attachable):
                 "from global_step_transform, or leave it out"
             )
         best = (self.best_iteration, self.best_score)
+        self.snapshot.consolidate()
         state = self.snapshot.take(run=self.store.run, step=step, best=best)
         protect = () if self.best_iteration is None else (self.best_iteration,)
         self._failure = None

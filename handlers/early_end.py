@@ -10,11 +10,11 @@ from typing_extensions import Self
 from ultimus_ignite.handlers.history import History
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.history_csv import Row
-from ultimus_ignite.handlers.support.ranks import of_first_rank
+from ultimus_ignite.handlers.support.ranks import Peers, of_first_rank
 
 
 class EarlyEnd(Attachable):
-    """Terminates a run after an epoch, by the rows of a `History`.
+    """Terminates a run after an epoch, on all ranks, by the rows of a `History`.
 
     It has no state: a run that is resumed with its history ends where the unbroken run ends, also
     if it was killed just after the decision. Ignite's ``TimeLimit`` counts from the start of the
@@ -23,7 +23,7 @@ class EarlyEnd(Attachable):
     ===================  =======
     Event                Method
     ===================  =======
-    ``STARTED``          `check`
+    ``STARTED``          `begin`
     ``EPOCH_COMPLETED``  `check`
     ===================  =======
 
@@ -73,17 +73,22 @@ class EarlyEnd(Attachable):
         return self._attach(
             engine,
             (Events.STARTED, self._go_last, Events.EPOCH_COMPLETED),  # after the epoch's evaluation
-            (Events.STARTED, self.check),
+            (Events.STARTED, self.begin),
             (Events.EPOCH_COMPLETED, self.check),
         )
 
+    def begin(self, engine: Engine) -> None:
+        """Terminate a resumed run that was over."""
+        self._peers = Peers(self)
+        self.check(engine)
+
     def check(self, engine: Engine) -> None:
         """Terminate the run if it must end here, unless its last epoch is done."""
-        if self.history.rows:  # each rank has its own clock, and all must end here or none
-            row = self.history.rows[-1]
-            row["seconds"] = of_first_rank(row["seconds"] or 0.0)
-        is_early = engine.state.epoch != engine.state.max_epochs
-        if is_early and self.reason(engine.state.iteration) is not None:
+        if engine.state.epoch == engine.state.max_epochs or not self.history.rows:
+            return
+        ends = self.reason(engine.state.iteration) is not None
+        self._peers.require()
+        if of_first_rank(ends):  # each rank has its own clock, and all must end here or none
             engine.terminate()
 
     def reason(self, iteration: int) -> Literal["patience", "max_hours"] | None:

@@ -99,7 +99,7 @@ class GracefulStop(Attachable):
     def open(self, engine: Engine) -> None:
         """Start to handle the signals."""
         self.received, self._is_known = None, False
-        self._moments = CommonMoments(AGREEMENT_INTERVAL)
+        self._moments = CommonMoments(AGREEMENT_INTERVAL, owner=self)
         self.close()  # an exception skips COMPLETED
         self.listen()
         self.spare_workers(engine)

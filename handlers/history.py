@@ -1,5 +1,6 @@
 """The numbers of a run: one row per epoch, rate and loss per iteration."""
 
+import copy
 import time
 import warnings
 from collections import OrderedDict
@@ -16,7 +17,9 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.history_csv import Row, columns, write_csv
-from ultimus_ignite.handlers.support.outputs import Means, OutputReader, as_it_is, scalars
+from ultimus_ignite.handlers.support.means import Means
+from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is, scalars
+from ultimus_ignite.handlers.support.ranks import Peers
 
 
 class History(Attachable, Serializable):
@@ -27,6 +30,11 @@ class History(Attachable, Serializable):
     are fractions in [0, 1], ``lr`` is the rate of the epoch's first iteration, and ``seconds`` the
     epoch's wall time up to its row. An evaluation belongs to the epoch in which it ends, even if
     the row is already written. Outputs stay on the device and are read in one transfer per epoch.
+
+    Of several ranks each needs one. Once an epoch they exchange their numbers, for means over the
+    samples of all, unless the step has returned the same on all of them; the seconds are those of
+    rank 0, which alone writes, and the metrics are the evaluator's. If a rank has no History, the
+    numbers are this rank's, and a warning says so.
 
     =======================  ===========
     Event                    Method
@@ -86,6 +94,7 @@ class History(Attachable, Serializable):
         self._read_output = OutputReader(self, output_transform)
         self._columns = columns("train", evaluated)
         self._own = "train"  # prefix of the columns of the step's output
+        self._gather: Callable[[Any], list[Any]] = lambda own: [own]  # what each rank gives
         self._clear()
 
     def _clear(self) -> None:
@@ -133,6 +142,7 @@ class History(Attachable, Serializable):
 
     def reset(self, engine: Engine) -> None:
         """Forget the last run, unless this run resumes it."""
+        self._gather = Peers(self).gather
         if engine.state.iteration == 0:
             self._clear()
 
@@ -179,9 +189,20 @@ class History(Attachable, Serializable):
         if not engine.should_terminate or engine.state.iteration == engine.state.max_iters:
             self.record(engine)
 
+    def consolidate_state_dict(self) -> None:
+        """Exchange the numbers of the unfinished epoch, before rank 0 saves; call it on each rank.
+
+        `Checkpointer` does. Without it, the state has this rank's numbers of that epoch.
+        """
+        self._epoch_losses += self._losses_of(self._means.read(self._gather))
+
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, also in the unfinished epoch."""
-        self._read()
+        # What is not exchanged yet stays so: only one rank may ask for the state.
+        means = self._means if idist.get_world_size() == 1 else copy.deepcopy(self._means)
+        losses = self._epoch_losses + self._losses_of(means.read())
+        if means is self._means:
+            self._epoch_losses = losses
         return OrderedDict(
             rows=[dict(row) for row in self.rows],
             rates=torch.tensor(self.rates, dtype=torch.float64),
@@ -189,8 +210,8 @@ class History(Attachable, Serializable):
             unfinished={
                 "epoch": self._epoch,
                 "iteration": self._iteration,
-                "means": self._means.state_dict(),
-                "losses": list(self._epoch_losses),
+                "means": means.state_dict(),
+                "losses": list(losses),
                 "metrics": dict(self._pending),
             },
             seconds=self._seconds + time.monotonic() - self._clock,
@@ -223,18 +244,18 @@ class History(Attachable, Serializable):
             self._pending = {}
             self._epoch = epoch
 
-    def _read(self) -> None:
-        numbers = self._means.read()
-        if "loss" in numbers or len(numbers) == 1:
-            self._epoch_losses += numbers.get("loss", next(iter(numbers.values())))
+    def _losses_of(self, numbers: Mapping[str, list[float]]) -> list[float]:
+        has_loss = "loss" in numbers or len(numbers) == 1
+        return numbers.get("loss", next(iter(numbers.values()))) if has_loss else []
 
     def _record(self) -> None:
-        self._read()
+        self.consolidate_state_dict()
         self.losses += self._epoch_losses
+        seconds = self._seconds + time.monotonic() - self._clock
         row: Row = dict.fromkeys(self._columns)
         row["epoch"], row["iteration"] = self._epoch, self._iteration
         row["lr"] = self.rates[-self._means.iterations]
-        row["seconds"] = self._seconds + time.monotonic() - self._clock
+        row["seconds"] = self._gather(seconds)[0]
         row.update({f"{self._own}_{k}": v for k, v in self._means.values().items()})
         row.update(self._pending)
         self.rows.append(row)

@@ -127,7 +127,7 @@ class NonFiniteGuard(Attachable):
         device = devices[0] if devices else torch.device("cpu")
         self._flag = torch.zeros((), device=device)  # 1 from the first non-finite number on
         self._flagged = torch.zeros((), device=device)  # number of iterations since then
-        self._moments = CommonMoments(CHECK_INTERVAL)
+        self._moments = CommonMoments(CHECK_INTERVAL, owner=self)
         # Gradients are the same on all ranks, losses may not be: the next check tells the others.
         self._of_loss = self._flag if self._moments.is_alone else torch.zeros_like(self._flag)
         self._one = torch.ones((), device=device)

@@ -9,14 +9,12 @@ import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
-from ignite.metrics import Accuracy, Loss, Metric
-from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ultimus_ignite.distributed.step import begin_sum, split
-from ultimus_ignite.predictions import Judge
+from ultimus_ignite.predictions import ClassifierMetrics, Judge
 from ultimus_ignite.seeding import derive_seed
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -184,26 +182,8 @@ def create_evaluator(
         logits = predict_logits(model, some, autocast_dtype=autocast_dtype, mirror=mirror)
         return logits[: len(images)], labels
 
-    judge = Judge()
-
-    def as_right(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """For Ignite's Accuracy: whether each prediction is right, and ones to compare with."""
-        right = judge(*output)
-        if right is None:
-            logits, labels = output
-            raise ValueError(
-                f"create_evaluator measures classifiers, got {labels.dtype} labels "
-                f"{tuple(labels.shape)} for logits {tuple(logits.shape)}: write your own evaluator"
-            )
-        return right, torch.ones_like(right)
-
-    def loss_of_any(logits: Tensor, labels: Tensor) -> Tensor:
-        return loss_fn(logits, labels) if len(labels) else logits.sum()  # not NaN
-
     evaluator = Engine(update)
-    Loss(loss_of_any, device=device).attach(evaluator, "loss")
-    Accuracy(as_right, device=device).attach(evaluator, "accuracy")
-    LabelCount(as_right).attach(evaluator, "count")
+    ClassifierMetrics(loss_fn, device=device).attach(evaluator, "")
     return evaluator
 
 
@@ -234,20 +214,6 @@ def predict_logits(
         if mirror:
             logits = (logits + model(images.flip(-1)).float()) / 2
         return logits
-
-
-class LabelCount(Metric):
-    """Number of evaluated labels, for log lines such as ``3257/10000``."""
-
-    def reset(self) -> None:
-        self._count = 0
-
-    def update(self, output: Any) -> None:
-        self._count += output[1].numel()
-
-    @sync_all_reduce("_count")
-    def compute(self) -> int:
-        return int(self._count)
 
 
 @contextmanager

@@ -2,6 +2,11 @@
 
 from collections.abc import Callable
 
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
 from torch import Tensor
 
 Rule = Callable[[Tensor, Tensor], Tensor | None]
@@ -65,3 +70,55 @@ def _rule(logits: Tensor, labels: Tensor) -> Rule:
 
 def _class(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
+
+
+class ClassifierMetrics(Metric):
+    """Loss, accuracy and number of labels of an evaluation, over all ranks by a single sum.
+
+    Args:
+        loss_fn: ``(logits, labels) -> 0-d loss``, a mean over the batch; not asked about none.
+        device: of the logits.
+
+    Raises:
+        ValueError: the labels are not those of a classifier, or the loss is not a mean.
+        NotComputableError: there was no label.
+    """
+
+    def __init__(self, loss_fn: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
+        self._loss_fn = loss_fn
+        self._judge = Judge()
+        super().__init__(device=device)
+
+    def reset(self) -> None:
+        widest = torch.float32 if self._device.type == "mps" else torch.float64
+        self._loss, self._right = torch.zeros(2, dtype=widest, device=self._device)
+        self._images = self._labels = 0
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        logits, labels = output
+        right = self._judge(logits, labels)
+        if right is None:
+            raise ValueError(
+                f"create_evaluator measures classifiers, got {labels.dtype} labels "
+                f"{tuple(labels.shape)} for logits {tuple(logits.shape)}: write your own evaluator"
+            )
+        if count := len(labels):  # of none, the mean is NaN
+            loss = self._loss_fn(logits, labels)
+            if loss.ndim:
+                raise ValueError(f"loss_fn must return a mean, got {tuple(loss.shape)}")
+            self._loss += loss * count
+        self._right += right.sum()
+        self._images += count
+        self._labels += right.numel()
+
+    def compute(self) -> dict[str, float]:
+        counts = self._loss.new_tensor([self._images, self._labels])
+        totals = idist.all_reduce(torch.cat([torch.stack([self._loss, self._right]), counts]))
+        loss, right, images, labels = totals.tolist()  # type: ignore[union-attr]
+        if not labels:
+            raise NotComputableError("there was no label to evaluate")
+        return {"loss": loss / images, "accuracy": right / labels, "count": int(labels)}
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """As Ignite's, without an entry for all metrics together."""
+        engine.state.metrics.update(self.compute())

@@ -56,6 +56,12 @@ class Snapshot:
         # An optimizer loads the state of another class, but fails at its next step.
         self._types = {k: type(v).__name__ for k, v in to_save.items() if isinstance(v, Optimizer)}
 
+    def consolidate(self) -> None:
+        """Have objects gather what their state lacks, on each rank, before rank 0 saves it."""
+        for live in self.to_save.values():
+            if hasattr(live, "consolidate_state_dict"):
+                live.consolidate_state_dict()
+
     def take(self, *, is_trial: bool = False, **own: Any) -> dict[str, Any]:
         """The current states.
 

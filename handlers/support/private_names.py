@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -92,3 +93,14 @@ def drop_step_hooks(optimizer: Optimizer) -> None:
     """Remove all hooks from an optimizer's step. Wanted: a method that does so."""
     for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         setattr(optimizer, hooks, OrderedDict())
+
+
+def store_of_the_group() -> dist.Store | None:
+    """What the processes of the default group share by name; None without a group of torch's.
+
+    Wanted: a public way to it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    store: dist.Store = dist.distributed_c10d._get_default_store()
+    return store

@@ -103,16 +103,16 @@ def timed(hours):
     trainer.add_event_handler(Events.EPOCH_COMPLETED, claim)
     EarlyEnd(history, max_hours=hours).attach(trainer)
     trainer.run(range(3), max_epochs=50)
-    return len(history.rows), [row["seconds"] for row in history.rows]
+    return len(history.rows)
 
 
 def test_the_clock_of_rank_0_ends_all():
-    assert on_ranks(2, timed, 2.0) == [(4, [1800.0] * 4)] * 2
+    assert on_ranks(2, timed, 2.0) == [4, 4]
 
 
 def moments(count):
     """The iterations that are moments, all of them within the interval."""
-    common = CommonMoments(1000.0)
+    common = CommonMoments(1000.0, owner=None)
     return [iteration for iteration in range(count) if common.is_due()]
 
 
