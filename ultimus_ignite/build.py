@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from torch import nn
 from torch.optim import Optimizer
 
-from ultimus_ignite.batches import Split, create_batches
+from ultimus_ignite.batches import Split, create_batches, is_light
 from ultimus_ignite.checks import (
     check_batch_size,
     check_given,
@@ -58,6 +58,8 @@ class Parts:
     """The test set; None if the data have none."""
     evaluated: Split
     """The images that judge the epochs: the validation set if there is one, else the test set."""
+    is_light: bool
+    """Batches are made ahead, while the step runs."""
     notes: tuple[str, ...] = ()
     """What a user should know of where the images are, and of the model, one line each."""
 
@@ -136,6 +138,7 @@ def build(
         stream=stream,
         test=test,
         evaluated=evaluated,
+        is_light=is_light(model, stream.batch(0).images),
         notes=tuple(notes),
     )
 

@@ -1,10 +1,12 @@
 """One run, wired in the order in which its events fire."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from ignite.engine import Engine, Events
 
 from ultimus_ignite.build import Parts
+from ultimus_ignite.data.ahead import made_ahead
 from ultimus_ignite.ending import (
     final_weights,
     is_complete,
@@ -107,4 +109,5 @@ def _train(parts: Parts) -> None:
         trainer.fire_event(Events.COMPLETED)  # the run was killed just before this event
     else:
         rest = stream.starting_at(trainer.state.iteration)
-        trainer.run(rest, max_epochs=epochs, epoch_length=stream.epoch_length)
+        with made_ahead(rest) if parts.is_light else nullcontext(rest) as batches:
+            trainer.run(batches, max_epochs=epochs, epoch_length=stream.epoch_length)
