@@ -66,7 +66,7 @@ RECIPE = {
     "cutout-size": (["1", "32", "auto"], ["5000", *COUNTS]),
     "crop-padding": (["0", "31", "auto"], ["5000", "-1", "x", ""]),
     "anneal-strategy": (["cos"], ["cosine", ""]),
-    "precision": (["float32", "bfloat16"], ["float8", ""]),
+    "precision": (["auto", "float32", "bfloat16"], ["float8", ""]),
     "device": (["cpu", "auto"], ["cuda:99", "tpu9", "CPU", "cpu:-1", ""]),
 }  # fmt: skip
 OUT = {"out": (["out", "deep/er/out"], OUTS)}

@@ -125,7 +125,12 @@ def check_resume(tmp_path, monkeypatch, cut, recipe, unbroken=None, damage=lambd
 def assert_written_once(directory, history):
     """Every result of every epoch, and of the run, is in TensorBoard's files exactly once."""
     results = history.rows[0].keys() - {"epoch", "iteration"}
-    expected = {(f"epoch/{name}", row["epoch"]): 1 for row in history.rows for name in results}
+    expected = {
+        (f"epoch/{name}", row["epoch"]): 1
+        for row in history.rows
+        for name in results
+        if row[name] is not None
+    }
     final = [name for name in directory.read_status() if name.endswith(("_loss", "_accuracy"))]
     assert final
     expected |= {(f"final/{name}", len(history.rows)): 1 for name in final}
@@ -540,6 +545,61 @@ def test_hours_end_a_run_after_one_epoch_at_least(tmp_path):
     history, directory = train(tmp_path, dataclasses.replace(RECIPE, max_hours=1e-9))
     assert len(history.rows) == 1
     assert directory.read_status()["ended_early"] == "max_hours"
+
+
+SOMETIMES = dataclasses.replace(RECIPE, epochs=5, evaluate_every=2)
+
+
+def test_the_epochs_between_two_evaluations_have_none(tmp_path):
+    always, always_directory = train(
+        tmp_path / "always", dataclasses.replace(SOMETIMES, evaluate_every=1)
+    )
+    history, directory = train(tmp_path / "sometimes", SOMETIMES)
+    for row, full in zip(history.rows, always.rows, strict=True):
+        measured = row["epoch"] in (2, 4, 5)
+        for column in ("test_loss", "test_accuracy"):
+            assert row[column] == (full[column] if measured else None)
+    assert same(weights(directory), weights(always_directory))
+    assert directory.log.read_text().count("Test set: ") == 3
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_a_run_that_ends_in_between_is_evaluated(tmp_path, capsys, val_fraction):
+    hours = dataclasses.replace(SOMETIMES, max_hours=1e-9, val_fraction=val_fraction)
+    history, directory = train(tmp_path, hours)
+    assert len(history.rows) == 1
+    judge = "val" if val_fraction else "test"
+    assert history.rows[0][f"{judge}_accuracy"] is not None
+    assert 0 < directory.read_status()["test_accuracy"] < 1
+    assert "epoch 1 was the best: " in directory.log.read_text()
+    assert_written_once(directory, history)
+    before = content(tmp_path)
+    capsys.readouterr()
+    train(tmp_path, hours, resume=True)
+    assert "is finished: 1 epochs, nothing left to do" in capsys.readouterr().out
+    assert content(tmp_path) == before
+
+
+def test_a_run_killed_in_between_ends_with_the_same_best_epoch(tmp_path, monkeypatch):
+    check_resume(tmp_path, monkeypatch, 17, dataclasses.replace(SOMETIMES, val_fraction=0.2))
+
+
+def test_a_stopped_epoch_in_between_is_not_evaluated(tmp_path, monkeypatch):
+    def build(recipe, **options):
+        parts = real(recipe, **options)
+        parts.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=15), lambda: signal.raise_signal(signal.SIGTERM)
+        )
+        return parts
+
+    real = module.build
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build", build)
+        with pytest.raises(Interrupted):
+            train(tmp_path, SOMETIMES)
+    history, _ = train(tmp_path, SOMETIMES, resume=True)
+    scored = [row["epoch"] for row in history.rows if row["test_accuracy"] is not None]
+    assert scored == [2, 4, 5]
 
 
 def test_with_more_patience_an_ended_run_goes_on_as_if_it_had_never_ended(tmp_path):

@@ -26,6 +26,7 @@ from ultimus_ignite.checks import (
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.data.stream import TrainingStream
+from ultimus_ignite.devices import autocast_dtype, select_precision
 from ultimus_ignite.distributed.group import all_or_none, refuse_differences
 from ultimus_ignite.distributed.replica import replicate
 from ultimus_ignite.engines import create_evaluator, create_trainer
@@ -99,6 +100,7 @@ def build(
     """
     check_given(model=(model, nn.Module), data=(data, ImageData), optimizer=(optimizer, Optimizer))
     device = usable_device(recipe)
+    recipe = replace(recipe, precision=select_precision(recipe.precision, device))
     if model is None:
         find_model(recipe.model)  # reading the data takes longer
     else:
@@ -218,11 +220,6 @@ def create_engines(
         for _ in range(2)
     )
     return trainer, evaluator, tester
-
-
-def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
-    """The precision of the recipe's forward pass; None for float32, which needs no autocast."""
-    return None if recipe.precision == "float32" else getattr(torch, recipe.precision)
 
 
 def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:

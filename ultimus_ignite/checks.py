@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from ultimus_ignite.engines import evaluating, select_device
+from ultimus_ignite.devices import select_device
+from ultimus_ignite.engines import evaluating
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.models import reason
 from ultimus_ignite.recipe import Recipe, RecipeError

@@ -1,13 +1,16 @@
 """How a run ends: whether it is over, why, with which weights, and what they are worth."""
 
+from math import isnan
+
 import ignite.distributed as idist
+from ignite.engine import Engine
 
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers.checkpoints.saved_state import load_state, save_state
 from ultimus_ignite.handlers.support.history_csv import to_csv
 from ultimus_ignite.provenance import describe_model
 from ultimus_ignite.run_directory import RunDirectoryError
-from ultimus_ignite.run_state import Run
+from ultimus_ignite.run_state import Run, last_accuracy
 from ultimus_ignite.weights_file import encode_weights
 
 
@@ -34,6 +37,17 @@ def is_complete(run: Run) -> bool:
         return False
 
 
+def evaluate_last(trainer: Engine, run: Run) -> None:
+    """Evaluate the epoch with which a run has ended early, if `evaluate_every` has left it out."""
+    rows = run.history.rows
+    is_whole = rows and rows[-1]["iteration"] == trainer.state.iteration
+    goes_on = run.stop.received is not None and not is_over(run)
+    if is_whole and not goes_on and isnan(last_accuracy(run.history)):
+        run.parts.evaluator.run(run.parts.evaluated.batches)
+        run.events.write(rows)
+        run.checkpointer.save_epoch(trainer)
+
+
 def why_it_ended(run: Run) -> tuple[str, str] | None:
     """What has ended a run early, a field or ``handler``, and a line that says so; None if nothing.
 
@@ -49,10 +63,10 @@ def why_it_ended(run: Run) -> tuple[str, str] | None:
         raise UserError("a handler ended the run in its first epoch: there is nothing to measure")
     column = f"{history.evaluated}_accuracy"
     best = max(history.rows, key=lambda row: row[column] or 0.0)
-    return reason or "handler", (
-        f"Ended by {cause} after epoch {len(history.rows)} of "
-        f"{recipe.epochs}; epoch {best['epoch']} was the best: {best[column]:.2%}"
-    )
+    line = f"Ended by {cause} after epoch {len(history.rows)} of {recipe.epochs}"
+    if best[column] is not None:
+        line += f"; epoch {best['epoch']} was the best: {best[column]:.2%}"
+    return reason or "handler", line
 
 
 def final_weights(run: Run) -> bytes:

@@ -13,32 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ultimus_ignite.devices import select_device
 from ultimus_ignite.distributed.step import begin_sum, split
 from ultimus_ignite.predictions import ClassifierMetrics, Judge
 from ultimus_ignite.seeding import derive_seed
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-
-
-def select_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; ``auto`` is the first available one of cuda, mps and cpu.
-
-    Raises:
-        ValueError: there is no such device.
-
-    Example:
-        >>> select_device("cpu")
-        device(type='cpu')
-    """
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device {name!r} cannot be used: {reason}; try auto") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def create_trainer(

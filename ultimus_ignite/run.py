@@ -8,6 +8,7 @@ from ignite.engine import Engine, Events
 from ultimus_ignite.build import Parts
 from ultimus_ignite.data.ahead import made_ahead
 from ultimus_ignite.ending import (
+    evaluate_last,
     final_weights,
     is_complete,
     is_over,
@@ -85,13 +86,14 @@ def _attach(run: Run, configure: Configure | None) -> None:
     run.guard.attach(trainer)
     run.logger.attach(trainer, evaluator, dataset=evaluated.title)
     # EPOCH_COMPLETED
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(evaluated.batches))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, _evaluate, run)
     run.history.attach(trainer, evaluator)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: run.events.write(run.history.rows))
     run.early_end.attach(trainer)
     # A signal, at the end of its iteration or epoch
     run.stop.attach(trainer)
     # COMPLETED, also after a signal
+    trainer.add_event_handler(Events.COMPLETED, evaluate_last, run)
     run.curves.attach(trainer)
     # The user's own, on any event
     if configure is not None:
@@ -100,6 +102,13 @@ def _attach(run: Run, configure: Configure | None) -> None:
     if (every := run.parts.recipe.checkpoint_every) is not None:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), run.guard.check)
     run.checkpointer.attach(trainer)
+
+
+def _evaluate(trainer: Engine, run: Run) -> None:
+    """Evaluate an epoch, if it is to be."""
+    epoch, recipe = trainer.state.epoch, run.parts.recipe
+    if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
+        run.parts.evaluator.run(run.parts.evaluated.batches)
 
 
 def _train(parts: Parts) -> None:

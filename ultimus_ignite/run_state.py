@@ -1,5 +1,6 @@
 """What a run consists of: the parts that were built, its folder, and its handlers."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Run:
 
 def create_run(parts: Parts, directory: RunDirectory) -> Run:
     """Make the handlers of a run; none is attached yet."""
-    recipe, optimizer, evaluator = parts.recipe, parts.optimizer, parts.evaluator
+    recipe, optimizer = parts.recipe, parts.optimizer
     description = describe(parts)
     scheduler = create_scheduler(recipe, optimizer, parts.scaler)
     logger = BatchLogger(optimizer, log_path=directory.log)
@@ -68,8 +69,14 @@ def create_run(parts: Parts, directory: RunDirectory) -> Run:
             to_save,
             directory=directory.checkpoints,
             every=recipe.checkpoint_every,
-            score_function=lambda _: evaluator.state.metrics["accuracy"],
+            score_function=lambda _: last_accuracy(history),
             metadata=identity(parts),
             assumed=ASSUMED,
         ),
     )
+
+
+def last_accuracy(history: History) -> float:
+    """The accuracy after the last epoch; NaN if it is not measured."""
+    accuracy = history.rows[-1][f"{history.evaluated}_accuracy"]
+    return math.nan if accuracy is None else accuracy

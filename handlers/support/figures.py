@@ -261,10 +261,11 @@ def _draw_panel(
 ) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    measured = [value for value in values if not math.isnan(value)]
-    if measured:
+    points = [point for point in zip(epochs, values, strict=True) if not math.isnan(point[1])]
+    if points:
+        at, measured = zip(*points, strict=True)
         is_share = is_accuracy and 0 <= min(measured) <= max(measured) <= 1
-        axes.plot(epochs, values, marker=".", **line)
+        axes.plot(at, measured, marker=".", **line)
         axes.set_title(f"{measured[-1]:.2%}" if is_share else f"{measured[-1]:.4f}", loc="right")
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -11,10 +11,10 @@ from ignite.handlers import EpochOutputStore
 from ignite.metrics import ConfusionMatrix, Fbeta, Precision, Recall, TopKCategoricalAccuracy
 from torch import Tensor
 
-from ultimus_ignite.build import autocast_dtype
 from ultimus_ignite.data.progress import Progress
 from ultimus_ignite.data.rows import Images
 from ultimus_ignite.data.stream import EvaluationBatches
+from ultimus_ignite.devices import autocast_dtype
 from ultimus_ignite.engines import create_evaluator
 from ultimus_ignite.results.interval import wilson_interval
 from ultimus_ignite.results.loaded_run import LoadedRun
