@@ -72,7 +72,8 @@ class CurveRenderer(Attachable):
         if idist.get_rank() != 0:
             return
         try:
-            figure = draw_curves(self.history.rows, self.history.rates, title=self.title)
+            history = self.history
+            figure = draw_curves(history.rows, history.rates, history.every, title=self.title)
             save_figure(figure, self.path)
             if self.writer is not None:
                 epoch = len(self.history.rows)

@@ -1,6 +1,5 @@
 """The numbers of a run: one row per epoch, rate and loss per iteration."""
 
-import copy
 import time
 import warnings
 from collections import OrderedDict
@@ -9,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.base.mixins import Serializable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.attachable import Attachable
+from ultimus_ignite.handlers.support.epoch_readings import EpochReadings
 from ultimus_ignite.handlers.support.history_csv import Row, columns, write_csv
-from ultimus_ignite.handlers.support.means import Means
 from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is, scalars
 from ultimus_ignite.handlers.support.ranks import Peers
+from ultimus_ignite.handlers.support.thinned import Thinned
 
 
 class History(Attachable, Serializable):
@@ -63,8 +62,11 @@ class History(Attachable, Serializable):
         rates: learning rate of each iteration.
         losses: training loss of each iteration of the completed epochs; empty if the output has
             several numbers and none is called ``loss``.
+        every: 1; in a run of more than 131,072 iterations, the number of iterations from one of the
+            ``rates`` or ``losses`` to the next: they are thinned out, to keep checkpoints small.
 
     Example:
+        >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
         >>> trainer = Engine(lambda engine, batch: {"loss": 2.0, "correct": 1, "count": 4})
         >>> history = History(optimizer).attach(trainer)
@@ -99,15 +101,25 @@ class History(Attachable, Serializable):
 
     def _clear(self) -> None:
         self.rows: list[Row] = []
-        self.rates: list[float] = []
-        self.losses: list[float] = []
-        self._epoch: int | None = None  # of the outputs in _means
+        self._rates, self._losses = Thinned(), Thinned()
+        self._epoch: int | None = None  # of the readings
         self._iteration, self._rate = 0, 0.0
         self._clear_epoch()
 
+    @property
+    def rates(self) -> list[float]:
+        return self._rates.values
+
+    @property
+    def losses(self) -> list[float]:
+        return self._losses.values
+
+    @property
+    def every(self) -> int:
+        return self._rates.every
+
     def _clear_epoch(self) -> None:
-        self._means = Means(self)
-        self._epoch_losses: list[float] = []
+        self._readings = EpochReadings(self)
         self._pending: Row = {}  # metrics of this epoch's evaluations
         self._seconds = 0.0  # spent in this epoch before the run was last resumed
         self._clock = time.monotonic()
@@ -157,8 +169,8 @@ class History(Attachable, Serializable):
 
     def update(self, engine: Engine) -> None:
         """Keep this iteration's output on the device."""
-        self._means.add(*self._read_output(engine))
-        self.rates.append(self._rate)
+        self._readings.add(*self._read_output(engine), rate=self._rate)
+        self._rates.extend([self._rate])
         self._iteration = engine.state.iteration
 
     def note_metrics(self, evaluator: Engine, name: str) -> None:
@@ -180,7 +192,7 @@ class History(Attachable, Serializable):
 
     def record(self, engine: Engine) -> None:
         """Close the epoch's row and write ``history.csv``."""
-        if self._means.iterations:
+        if self._readings.iterations:
             self._iteration = engine.state.iteration
             self._record()
 
@@ -194,25 +206,19 @@ class History(Attachable, Serializable):
 
         `Checkpointer` does. Without it, the state has this rank's numbers of that epoch.
         """
-        self._epoch_losses += self._losses_of(self._means.read(self._gather))
+        self._readings.read(self._gather)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Everything measured so far, also in the unfinished epoch."""
-        # What is not exchanged yet stays so: only one rank may ask for the state.
-        means = self._means if idist.get_world_size() == 1 else copy.deepcopy(self._means)
-        losses = self._epoch_losses + self._losses_of(means.read())
-        if means is self._means:
-            self._epoch_losses = losses
         return OrderedDict(
             rows=[dict(row) for row in self.rows],
-            rates=torch.tensor(self.rates, dtype=torch.float64),
-            losses=torch.tensor(self.losses, dtype=torch.float64),
+            rates=self._rates.state_dict(),
+            losses=self._losses.state_dict(),
             unfinished={
                 "epoch": self._epoch,
                 "iteration": self._iteration,
-                "means": means.state_dict(),
-                "losses": list(losses),
                 "metrics": dict(self._pending),
+                **self._readings.state_dict(),
             },
             seconds=self._seconds + time.monotonic() - self._clock,
         )
@@ -222,41 +228,39 @@ class History(Attachable, Serializable):
         super().load_state_dict(state_dict)
         self._clear()
         self.rows = [dict(row) for row in state_dict["rows"]]
-        self.rates = state_dict["rates"].tolist()
-        self.losses = state_dict["losses"].tolist()
+        self._rates = Thinned(state=state_dict["rates"])
+        self._losses = Thinned(state=state_dict["losses"])
         self._seconds = state_dict["seconds"]
         unfinished = state_dict["unfinished"]
         if "means" in unfinished:
             self._epoch, self._iteration = unfinished["epoch"], unfinished["iteration"]
-            self._means = Means(self, unfinished["means"])
-            self._epoch_losses = list(unfinished["losses"])
+            self._readings = EpochReadings(self, unfinished)
             self._pending = dict(unfinished["metrics"])
         else:  # written by version 0.1.0
             losses, correct, counts = unfinished.values()
             for loss, hits, count in zip(losses, correct or losses, counts, strict=True):
-                self._means.add({"loss": loss} | ({"correct": hits} if correct else {}), count)
+                values = {"loss": loss} | ({"correct": hits} if correct else {})
+                self._readings.add(values, count, rate=0.0)
+        if self._readings.iterations and "rate" not in unfinished:  # of an earlier version
+            self._readings.first_rate = self.rates[-self._readings.iterations]
 
     def _enter(self, epoch: int) -> None:
         """Enter a later epoch; while a run resumes, the trainer still shows the epoch before."""
         if epoch > (self._epoch or 0):
-            if self._means.iterations and self._epoch is not None:
+            if self._readings.iterations and self._epoch is not None:
                 self._record()
             self._pending = {}
             self._epoch = epoch
 
-    def _losses_of(self, numbers: Mapping[str, list[float]]) -> list[float]:
-        has_loss = "loss" in numbers or len(numbers) == 1
-        return numbers.get("loss", next(iter(numbers.values()))) if has_loss else []
-
     def _record(self) -> None:
         self.consolidate_state_dict()
-        self.losses += self._epoch_losses
+        self._losses.extend(self._readings.losses)
         seconds = self._seconds + time.monotonic() - self._clock
         row: Row = dict.fromkeys(self._columns)
         row["epoch"], row["iteration"] = self._epoch, self._iteration
-        row["lr"] = self.rates[-self._means.iterations]
+        row["lr"] = self._readings.first_rate
         row["seconds"] = self._gather(seconds)[0]
-        row.update({f"{self._own}_{k}": v for k, v in self._means.values().items()})
+        row.update({f"{self._own}_{k}": v for k, v in self._readings.means.values().items()})
         row.update(self._pending)
         self.rows.append(row)
         self._clear_epoch()

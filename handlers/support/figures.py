@@ -80,12 +80,15 @@ def pixels(figure: "Figure") -> NDArray[np.uint8]:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
 
 
-def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str = "") -> "Figure":
+def draw_curves(
+    rows: Sequence[Row], rates: Sequence[float] = (), every: int = 1, *, title: str = ""
+) -> "Figure":
     """Loss, accuracy and other measured numbers over the epochs, with the learning rate below.
 
     Args:
         rows: one dict per epoch, as in ``history.csv``.
         rates: learning rate of every iteration; default: of the first iteration of each epoch.
+        every: number of iterations from one of the rates to the next.
         title: title of the figure.
 
     Example:
@@ -104,8 +107,11 @@ def draw_curves(rows: Sequence[Row], rates: Sequence[float] = (), *, title: str 
         axes = figure.add_subplot(grid[divmod(index, 2)])
         axes.set_title(name, loc="left")
         _draw_panel(axes, epochs, _numbers(rows, column), column.endswith("accuracy"))
-    unit, lr = ("iteration", rates) if rates else ("epoch", _numbers(rows, "lr"))
-    _draw_line(figure.add_subplot(grid[height, :]), "Learning rate", lr, unit)
+    axes = figure.add_subplot(grid[height, :])
+    if rates:
+        _draw_line(axes, "Learning rate", rates, every=every)
+    else:
+        _draw_line(axes, "Learning rate", _numbers(rows, "lr"), "epoch")
     return figure
 
 
@@ -276,9 +282,12 @@ def _draw_panel(
     axes.grid(alpha=0.3)
 
 
-def _draw_line(axes: "Axes", title: str, values: Sequence[float], unit: str = "iteration") -> None:
+def _draw_line(
+    axes: "Axes", title: str, values: Sequence[float], unit: str = "iteration", every: int = 1
+) -> None:
     axes.set_title(title, loc="left")
-    axes.plot(range(1, len(values) + 1), values, marker="." if unit == "epoch" else "")
+    at = range(1, 1 + every * len(values), every)
+    axes.plot(at, values, marker="." if unit == "epoch" else "")
     axes.set_xlabel(unit)
     axes.grid(alpha=0.3)
 

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 
 from ultimus_ignite.handlers import History, OneCycleScheduler
 from ultimus_ignite.handlers.support.history_csv import columns, read_csv
+from ultimus_ignite.handlers.support.thinned import Thinned
 
 LENGTH = 4
 
@@ -82,6 +83,18 @@ def test_a_resumed_history_is_the_unbroken_one(cut):
     assert history.losses == whole.losses
     for ours, theirs in zip(history.rows, whole.rows, strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+@pytest.mark.parametrize("cut", [3, 6, 10])
+def test_a_long_run_is_thinned_out_and_resumes_all_the_same(monkeypatch, cut):
+    all_rates, all_losses = [i / 100 for i in range(1, 13)], list(range(1, 13))
+    monkeypatch.setitem(Thinned.__init__.__kwdefaults__, "limit", 5)
+    trainer, whole = make_run()
+    go(trainer)
+    assert whole.every == 4
+    assert (whole.rates, whole.losses) == (all_rates[::4], all_losses[::4])
+    assert [row["lr"] for row in whole.rows] == all_rates[::LENGTH]
+    test_a_resumed_history_is_the_unbroken_one(cut)
 
 
 def test_the_state_can_be_loaded_with_weights_only(tmp_path):
