@@ -43,7 +43,7 @@ def first_iteration(started: float, argv: Sequence[str]) -> None:
     import ignite.handlers
 
     mark("import Ignite")
-    from ultimus_ignite import run as run_module
+    from ultimus_ignite import training as run_module
 
     mark("import the rest")
 
