@@ -82,6 +82,8 @@ def power(sizes: tuple[int, int], values: tuple[float, float]) -> str:
 
 def draw(results: dict[str, dict[int, dict[str, float]]], path: str) -> None:
     """Seconds over each size, on logarithmic axes, beside a line of power 1."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
     from ultimus_ignite.handlers.support.figures import new_figure, save_figure
 
     figure = new_figure(11, 2.6)
@@ -94,6 +96,10 @@ def draw(results: dict[str, dict[int, dict[str, float]]], path: str) -> None:
         axes.set_title(axis, loc="left")
         axes.set_ylim(0.3, 100)
         axes.grid(alpha=0.3)
+        axes.set_xticks(sizes)
+        axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     figure.axes[0].set_ylabel("seconds")
     save_figure(figure, Path(path))
 
