@@ -97,4 +97,4 @@ def is_light(model: nn.Module, images: Tensor) -> bool:
         return False
     with FlopCounterMode(display=False) as counter:
         predict_logits(model, images)
-    return counter.get_total_flops() / 2 < LIGHT * images[:, 0].numel()
+    return bool(counter.get_total_flops() / 2 < LIGHT * images[:, 0].numel())

@@ -2,7 +2,7 @@
 
 import torch
 
-from ultimus_ignite.recipe import Recipe
+from ultimus_ignite.recipe import Precision, Recipe
 
 
 def select_device(name: str | torch.device = "auto") -> torch.device:
@@ -26,7 +26,7 @@ def select_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def select_precision(name: str, device: torch.device) -> str:
+def select_precision(name: Precision, device: torch.device) -> Precision:
     """The precision of that name; ``auto`` is bfloat16 where it is fast, else float32.
 
     It is on GPUs since Ampere and on processors with AVX512-BF16, which those with AMX have, too.

@@ -55,6 +55,9 @@ def check_ranges(flags: object) -> None:
                 raise RecipeError(f"{name} must {allowed}, got {value}")
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A full training recipe; the defaults (`classic`) are those of the original notebook.
@@ -107,7 +110,7 @@ class Recipe:
     """Evaluate the mean of the logits of each image and its mirror image; takes twice the time."""
     accumulation_steps: int = 1
     """Parts that each batch is split into to save memory; an iteration is still one whole batch."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Precision of the forward pass (autocast); auto: bfloat16 where it is fast, else float32."""
     compile: bool = False
     """Compile the model; the first iterations then take longer."""

@@ -7,13 +7,16 @@ import copy
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 # Finds the frame of `Engine.run` on the call stack. Wanted: an event after a run, however it ends.
 RUN_CODE = inspect.unwrap(Engine.run).__code__
@@ -95,12 +98,12 @@ def drop_step_hooks(optimizer: Optimizer) -> None:
         setattr(optimizer, hooks, OrderedDict())
 
 
-def store_of_the_group() -> dist.Store | None:
+def store_of_the_group() -> "Store | None":
     """What the processes of the default group share by name; None without a group of torch's.
 
     Wanted: a public way to it.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    store: dist.Store = dist.distributed_c10d._get_default_store()
+    store: Store = dist.distributed_c10d._get_default_store()
     return store
