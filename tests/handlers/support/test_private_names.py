@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
@@ -138,3 +139,18 @@ def test_dropped_hooks_are_not_called():
     private.drop_step_hooks(optimizer)
     optimizer.step()
     assert called == ["before", "after"]
+
+
+def test_a_group_has_a_store_that_its_processes_share():
+    assert private.store_of_the_group() is None
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        shared = private.store_of_the_group()
+        assert shared.add("names", 1) == 1
+        assert shared.check(["names"])
+        assert not shared.check(["others"])
+        assert shared.compare_set("found", "", "all") == b"all"
+        assert shared.compare_set("found", "", "some") == b"all"
+    finally:
+        dist.destroy_process_group()
