@@ -28,7 +28,11 @@ from tqdm import tqdm
 
 from ultimus_ignite.commands.repeat import half_interval
 from ultimus_ignite.modules import MODELS, UltimusTokenNet, UltimusTokenNetLarge
-from ultimus_ignite.modules.ultimus_token_net import Residual, TokenAttention
+from ultimus_ignite.modules.ultimus_token_net import (
+    GatedPool,
+    RepeatedConvolution,
+    TokenAttention,
+)
 from ultimus_ignite.recipe import RECIPES, Recipe
 from ultimus_ignite.training import train
 
@@ -60,17 +64,22 @@ def remove_attention(module: nn.Module) -> None:
         module.block = Nothing()
 
 
-def remove_stage_convolutions(module: nn.Module) -> None:
-    if isinstance(module, UltimusTokenNet):
-        for layer in module.stages:
-            if isinstance(layer, Residual):
-                layer.inner = Nothing()
+def apply_once(module: nn.Module) -> None:
+    if isinstance(module, RepeatedConvolution):
+        module.norms = module.norms[:1]
 
 
-def remove_pooling(module: nn.Module) -> None:
-    if isinstance(module, UltimusTokenNet):
-        kept = [layer for layer in module.stages if not isinstance(layer, nn.AvgPool2d)]
-        module.stages = nn.Sequential(*kept)
+def pool_by_the_mean(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, GatedPool):
+            size = child.size
+            setattr(module, name, nn.AvgPool2d(2) if size is None else nn.AdaptiveAvgPool2d(size))
+
+
+def remove_inner_norm(module: nn.Module) -> None:
+    if isinstance(module, RepeatedConvolution):
+        for norms in module.norms:
+            norms[0] = nn.Identity()
 
 
 def replace_silu(module: nn.Module) -> None:
@@ -98,13 +107,13 @@ def tokens_variants(base: Recipe) -> dict[str, Variant]:
     return {
         "the whole recipe": Variant(base, whole),
         "without attention": Variant(base, changed(whole, remove_attention)),
-        "without the stages' convolutions": Variant(
-            base, changed(whole, remove_stage_convolutions)
-        ),
-        "64 tokens in all four stages": Variant(base, changed(whole, remove_pooling)),
+        "each convolution once": Variant(base, changed(whole, apply_once)),
+        "the mean for the gated pooling": Variant(base, changed(whole, pool_by_the_mean)),
+        "without the norm between the halves": Variant(base, changed(whole, remove_inner_norm)),
         "ReLU for SiLU": Variant(base, changed(whole, replace_silu)),
-        "half the rate": Variant(replace(base, max_lr=base.max_lr / 2), whole),
-        "with cutout": Variant(replace(base, cutout=0.5), whole),
+        "without the mirror image": Variant(replace(base, mirror=False), whole),
+        "without weight decay": Variant(replace(base, weight_decay=0.0), whole),
+        "batches of 256, rate 0.03": Variant(replace(base, batch_size=256, max_lr=0.03), whole),
     }
 
 

@@ -192,7 +192,14 @@ RecipeName = Literal["classic", "tokens", "large"]
 RECIPES: dict[RecipeName, Recipe] = {
     "classic": Recipe(),
     # It has no more parameters than classic, so it hardly overfits: no cutout.
-    "tokens": Recipe(model="UltimusTokenNet", batch_size=256, max_lr=0.03, cutout=0.0),
+    "tokens": Recipe(
+        model="UltimusTokenNet",
+        batch_size=128,
+        max_lr=0.02,
+        weight_decay=0.05,
+        cutout=0.0,
+        mirror=True,
+    ),
     "large": Recipe(
         model="UltimusTokenNetLarge",
         max_lr=0.01,

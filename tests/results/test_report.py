@@ -147,7 +147,7 @@ def test_it_has_every_part_of_both_runs(page):
     assert content.text.count("Total params") == 2
     panels = [svg["aria-label"] for svg in content.all("svg") if "aria-label" in svg]
     assert f"Test loss over the epochs of first, {HOSTILE}" in panels
-    blocks = 2 * 4 * 3  # of both models, for an image of each class
+    blocks = (4 + 1) * 3  # of both models, for an image of each class
     assert sum(img["alt"].startswith("Attention of") for img in content.all("img")) == blocks
 
 
@@ -382,11 +382,11 @@ class FakeRun:
 def test_over_tokens_the_map_is_the_row_of_the_middle(place):
     run = load_run(place / "first", device="cpu")
     pixels = data_of(run).measured.batches.images[:2]
-    block, weights = capture(run, pixels)["stages.1.block"]
-    assert (block.over, weights.shape) == ("tokens", (2, 64, 64))
-    maps = attention_maps(run, pixels)["stages.1.block"]
+    block, weights = capture(run, pixels)["stages.10.block"]
+    assert (block.over, weights.shape) == ("tokens", (2, 16, 16))
+    maps = attention_maps(run, pixels)["stages.10.block"]
     for shown, whole in zip(maps, weights, strict=True):
-        np.testing.assert_allclose(np.ravel(shown.numbers), whole[4 * 8 + 4])
+        np.testing.assert_allclose(np.ravel(shown.numbers), whole[2 * 4 + 2])
 
 
 def test_the_colour_lies_where_the_weight_is():

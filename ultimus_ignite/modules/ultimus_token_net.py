@@ -1,90 +1,133 @@
-"""A model whose blocks attend over positions of the image, before global pooling.
+"""A small model whose block attends over positions of the image.
 
 Shape letters: B images of a batch, C channels, H and W height and width, D features.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultimus_ignite.modules.ultimus_block import UltimusBlock
 
 
 class UltimusTokenNet(nn.Module):
-    """Convolutions to a quarter of the image's side, then four `UltimusBlock`s over the tokens.
+    """Three convolutions that are applied several times each, and attention over the last tokens.
 
     ::
 
-        32x32  3x3 convolution to widths[0]
-        16x16  convolution to widths[1], stride 2; two residual ones
-         8x8   convolution to widths[2], stride 2
-         8x8   twice: a residual convolution; attention over the 64 tokens
-         4x4   average pooling; twice: a residual convolution; attention over the 16 tokens
-               mean of the normalised tokens, linear classifier
+        16x16  4x4 convolution to widths[0], stride 2; a residual convolution, three times
+         8x8   gated pooling; 1x1 convolution to widths[1]; two residual convolutions, twice each
+         4x4   gated pooling; attention over the 16 tokens
+         2x2   gated pooling, linear classifier of all 4 x D numbers
 
-    All convolutions but the first are depthwise-separable (Howard et al. 2017,
-    https://arxiv.org/abs/1704.04861): 9 C + C C' weights instead of 9 C C'. Each ends in BatchNorm
-    and SiLU. Each block is used as ``tokens + block(LayerNorm(tokens))``. The padded convolutions
-    tell a token its position, without the 64 x 48 parameters of positional embeddings. An image of
-    another size gives (H/4) x (W/4) tokens, then a quarter of them.
+    The residual convolutions are depthwise-separable (Howard et al. 2017,
+    https://arxiv.org/abs/1704.04861): 9 C + C C weights instead of 9 C C. Each is applied several
+    times with the same weights and norms of its own, see `RepeatedConvolution`: depth without
+    parameters. The block is used as ``tokens + block(LayerNorm(tokens))``. This is at 32 pixels.
+    Each pooling halves the sides and rounds down, but the last, which gives 2x2 of any size; so 8
+    pixels are the least, and at S pixels there are (S // 8) squared tokens.
 
     Args:
         num_classes: number of logits.
-        widths: channels at each resolution; the last is the D of the blocks.
-        key_dim: key dimensions of each block.
+        widths: channels at a half of the image's side, and at a quarter and an eighth: D.
+        key_dim: key dimensions of the block.
 
     Raises:
-        ValueError: the images do not have 3 channels, or a side is not a multiple of 8 pixels.
+        ValueError: the images do not have 3 channels, or a side is below 8 pixels.
 
     Shape:
-        ``(B, 3, H, W) -> (B, num_classes)``, H and W multiples of 8.
+        ``(B, 3, H, W) -> (B, num_classes)``, H and W 8 or more.
 
     Example:
         >>> model = UltimusTokenNet()
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
         >>> sum(p.numel() for p in model.parameters())
-        24490
+        24442
     """
 
     def __init__(
-        self,
-        *,
-        num_classes: int = 10,
-        widths: tuple[int, int, int] = (16, 32, 48),
-        key_dim: int = 8,
+        self, *, num_classes: int = 10, widths: tuple[int, int] = (48, 64), key_dim: int = 8
     ) -> None:
         super().__init__()
-        first, second, dim = widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, padding=1, bias=False),
+        first, dim = widths
+        self.stages = nn.Sequential(
+            nn.Conv2d(3, first, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(first),
             nn.SiLU(),
-            _separable(first, second, stride=2),
-            Residual(_separable(second, second)),
-            Residual(_separable(second, second)),
-            _separable(second, dim, stride=2),
+            RepeatedConvolution(first, times=3),
+            GatedPool(first),
+            nn.Conv2d(first, dim, 1, bias=False),
+            nn.BatchNorm2d(dim),
+            RepeatedConvolution(dim, times=2),
+            RepeatedConvolution(dim, times=2),
+            GatedPool(dim),
+            TokenAttention(dim, key_dim),
         )
-        self.stages = nn.Sequential()
-        for stage in range(4):
-            if stage == 2:
-                self.stages.append(nn.AvgPool2d(2))
-            self.stages.append(Residual(_separable(dim, dim)))
-            self.stages.append(TokenAttention(dim, key_dim))
-        self.norm = nn.LayerNorm(dim)
-        self.classifier = nn.Linear(dim, num_classes)
+        self.pool = GatedPool(dim, size=2)
+        self.classifier = nn.Linear(4 * dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] != 3 or any(n % 8 for n in images.shape[2:]):
+        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 8:
             raise ValueError(
-                "UltimusTokenNet takes images of shape (B, 3, H, W), H and W multiples of 8, "
+                "UltimusTokenNet takes images of shape (B, 3, H, W), H and W 8 or more, "
                 f"got {tuple(images.shape)}"
             )
         # In channels-last layout the tokens are a view of the feature map.
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stages(self.stem(x))  # (B, D, H/8, W/8)
-        tokens = self.norm(_tokens(x))  # before the mean: the gradient is channels last, too
-        logits: Tensor = self.classifier(tokens.mean(dim=1))
+        x = self.stages(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
         return logits
+
+
+class RepeatedConvolution(nn.Module):
+    """``x + f(x)`` several times: f has the same weights each time, and norms of its own.
+
+    f is a depthwise 3x3 convolution and a 1x1 convolution, each with BatchNorm and SiLU. Norms of
+    their own let the applications differ (as in recurrent nets that share weights over depth, Liao
+    and Poggio 2016, https://arxiv.org/abs/1604.03640).
+
+    Shape:
+        ``(B, C, H, W) -> (B, C, H, W)``
+    """
+
+    def __init__(self, channels: int, *, times: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norms = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2)) for _ in range(times)
+        )
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for inner, outer in self.norms:
+            y = self.activation(inner(self.depthwise(x)))
+            x = x + self.activation(outer(self.pointwise(y)))
+        return x
+
+
+class GatedPool(nn.Module):
+    """The mean of each patch times ``sigmoid(BatchNorm(its maximum))``.
+
+    From TinyVision's model40 (https://github.com/SaptakBhoumik/TinyVision).
+
+    Args:
+        channels: C.
+        size: height and width of the output; None: half of the input's.
+    """
+
+    def __init__(self, channels: int, *, size: int | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is None:
+            mean, highest = F.avg_pool2d(x, 2), F.max_pool2d(x, 2)
+        else:
+            mean = F.adaptive_avg_pool2d(x, self.size)
+            highest = F.adaptive_max_pool2d(x, self.size)
+        return mean * torch.sigmoid(self.norm(highest))
 
 
 class TokenAttention(nn.Module):
@@ -96,33 +139,7 @@ class TokenAttention(nn.Module):
         self.block = UltimusBlock(dim, key_dim, over="tokens")
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = _tokens(x)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, H * W, D)
         tokens = tokens + self.block(self.norm(tokens))
         output: Tensor = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         return output
-
-
-class Residual(nn.Module):
-    """``x + inner(x)``"""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = x + self.inner(x)
-        return output
-
-
-def _separable(channels: int, out: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
-        nn.Conv2d(channels, out, 1, bias=False),
-        nn.BatchNorm2d(out),
-        nn.SiLU(),
-    )
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """``(B, D, H, W) -> (B, H * W, D)``"""
-    return x.flatten(2).transpose(1, 2)
