@@ -33,13 +33,14 @@ class Thinned:
     """
 
     def __init__(self, *, limit: int = LIMIT, state: Any = None) -> None:
-        if not isinstance(state, Mapping):  # of version 0.1.0, or none
-            values = torch.tensor([]) if state is None else state
-            state = {"values": values, "every": 1, "count": len(values)}
         self.limit = limit
-        self.values: list[float] = state["values"].tolist()
-        self.every: int = state["every"]
-        self._count: int = state["count"]
+        self.values: list[float] = []
+        self.every, self._count = 1, 0
+        if isinstance(state, Mapping):
+            self.values = state["values"].tolist()
+            self.every, self._count = state["every"], state["count"]
+        elif state is not None:  # of an earlier version
+            self.extend(state.tolist())
 
     def extend(self, numbers: Iterable[float]) -> None:
         """Add the next numbers."""
