@@ -86,8 +86,8 @@ def is_light(model: nn.Module, images: Tensor) -> bool:
 
     Such a step is a row of short operators, which a second thread hardly speeds up: it makes the
     next batch instead. Training with a batch of `UltimusNet`, 37 multiply-adds per pixel, takes
-    10.2 ms with two threads on both, and 7.8 ms with one thread on each; with `UltimusTokenNet`,
-    2,170 per pixel, 113 and 153 ms.
+    10.2 ms with two threads on both, and 7.8 ms with one thread on each; with a small
+    convolutional net, 2,170 per pixel, 113 and 153 ms.
 
     Args:
         model: called once.
