@@ -66,7 +66,7 @@ def remove_attention(module: nn.Module) -> None:
 
 def apply_once(module: nn.Module) -> None:
     if isinstance(module, RepeatedConvolution):
-        module.norms = module.norms[:1]
+        del module.inner_norms[1:], module.outer_norms[1:]
 
 
 def pool_by_the_mean(module: nn.Module) -> None:
@@ -78,8 +78,8 @@ def pool_by_the_mean(module: nn.Module) -> None:
 
 def remove_inner_norm(module: nn.Module) -> None:
     if isinstance(module, RepeatedConvolution):
-        for norms in module.norms:
-            norms[0] = nn.Identity()
+        for time in range(len(module.inner_norms)):
+            module.inner_norms[time] = nn.Identity()
 
 
 def replace_silu(module: nn.Module) -> None:

@@ -55,7 +55,7 @@ def test_a_repeated_convolution_is_several_residual_ones_with_the_same_weights()
     repeated = RepeatedConvolution(5, times=3)
     x = torch.randn(4, 5, 6, 7)
     expected = x
-    for inner, outer in repeated.norms:
+    for inner, outer in zip(repeated.inner_norms, repeated.outer_norms, strict=True):
         inner.weight.data.uniform_(0.5, 2)
         outer.bias.data.normal_()
         y = F.conv2d(expected, repeated.depthwise.weight, padding=1, groups=5)

@@ -94,13 +94,13 @@ class RepeatedConvolution(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2)) for _ in range(times)
+        self.inner_norms, self.outer_norms = (
+            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(times)) for _ in range(2)
         )
         self.activation = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        for inner, outer in self.norms:
+        for inner, outer in zip(self.inner_norms, self.outer_norms, strict=True):
             y = self.activation(inner(self.depthwise(x)))
             x = x + self.activation(outer(self.pointwise(y)))
         return x
