@@ -1,18 +1,11 @@
 """`handlers/` stands at the top of the repository and is installed as `ultimus_ignite.handlers`."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     packages=[
-        "ultimus_ignite",
-        "ultimus_ignite.commands",
-        "ultimus_ignite.data",
-        "ultimus_ignite.handlers",
-        "ultimus_ignite.handlers.checkpoints",
-        "ultimus_ignite.handlers.support",
-        "ultimus_ignite.modules",
-        "ultimus_ignite.results",
-        "ultimus_ignite.results.report",
+        *find_packages(include=["ultimus_ignite", "ultimus_ignite.*"]),
+        *(f"ultimus_ignite.{name}" for name in find_packages(include=["handlers", "handlers.*"])),
     ],
     package_dir={"ultimus_ignite.handlers": "handlers"},
     package_data={
