@@ -41,7 +41,7 @@ def one_run(images: int, classes: int, pixels: int, epochs: int, batch: int) -> 
     import torch
 
     from ultimus_ignite import ImageData, Recipe, train
-    from ultimus_ignite.allocator import keep_freed_memory
+    from ultimus_ignite.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
     if epochs > 1:

@@ -21,8 +21,8 @@ from dataclasses import replace
 from report import print_environment, print_table
 
 from ultimus_ignite import Recipe, train
-from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.build import build
+from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.recipe import RECIPES
 
 NETWORKS = {

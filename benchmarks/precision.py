@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from report import medians, print_environment, print_table
 
-from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.build import Parts, build
+from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.recipe import RECIPES
 
 VARIANTS: dict[str, dict[str, object]] = {

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ultimus_ignite.build import build, create_scheduler
-from ultimus_ignite.models import create_model
+from ultimus_ignite.networks.models import create_model
 from ultimus_ignite.recipe import RECIPES, Recipe
 
 ITERATIONS = 50

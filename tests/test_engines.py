@@ -7,9 +7,9 @@ from ignite.engine import Events, create_supervised_evaluator
 from torch import nn
 
 from ultimus_ignite import engines
-from ultimus_ignite.devices import select_device
 from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import History
+from ultimus_ignite.machine.devices import select_device
 
 
 def make_model(seed=0):

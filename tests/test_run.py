@@ -141,7 +141,7 @@ def test_a_failure_before_the_first_iteration_is_no_run_that_goes_on(tmp_path, m
     def full(parts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ultimus_ignite.run_state.describe", full)
+    monkeypatch.setattr("ultimus_ignite.lifecycle.run_state.describe", full)
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -394,7 +394,7 @@ def test_max_lr_auto_is_found_once_and_kept(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "lr_finder.png").exists()
     _, fixed_directory = train(tmp_path / "fixed", dataclasses.replace(RECIPE, max_lr=found))
     assert same(weights(directory), weights(fixed_directory))  # the search left no trace
-    monkeypatch.setattr("ultimus_ignite.range_test.range_test", None)
+    monkeypatch.setattr("ultimus_ignite.lifecycle.range_test.range_test", None)
     train(tmp_path / "run", recipe, resume=True)  # finished, and no second search
     directory.description.write_text('{"recipe": ')
     train(tmp_path / "run", recipe, resume=True)

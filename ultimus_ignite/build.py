@@ -26,16 +26,16 @@ from ultimus_ignite.checks import (
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.data.stream import TrainingStream
-from ultimus_ignite.devices import autocast_dtype, select_precision
 from ultimus_ignite.distributed.group import all_or_none, refuse_differences
 from ultimus_ignite.distributed.replica import replicate
 from ultimus_ignite.engines import create_evaluator, create_trainer
 from ultimus_ignite.handlers import OneCycleScheduler
-from ultimus_ignite.initial_weights import load_initial_weights
-from ultimus_ignite.models import create_model, find_model, name_of
+from ultimus_ignite.machine.devices import autocast_dtype, select_precision
+from ultimus_ignite.machine.software import describe_software
+from ultimus_ignite.networks.initial_weights import load_initial_weights
+from ultimus_ignite.networks.models import create_model, find_model, name_of
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.seeding import derive_seed
-from ultimus_ignite.software import describe_software
 
 
 @dataclass(frozen=True, kw_only=True)

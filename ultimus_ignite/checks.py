@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from ultimus_ignite.devices import select_device
 from ultimus_ignite.engines import evaluating
 from ultimus_ignite.errors import one_line
-from ultimus_ignite.models import reason
+from ultimus_ignite.machine.devices import select_device
+from ultimus_ignite.networks.models import reason
+from ultimus_ignite.networks.weights_file import encode_weights
 from ultimus_ignite.recipe import Recipe, RecipeError
-from ultimus_ignite.weights_file import encode_weights
 
 
 def usable_device(recipe: Recipe) -> torch.device:

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ultimus_ignite.allocator import keep_freed_memory
-from ultimus_ignite.cores import give_way
 from ultimus_ignite.errors import ExitCode, UserError
+from ultimus_ignite.machine.allocator import keep_freed_memory
+from ultimus_ignite.machine.cores import give_way
 
 SUBCOMMANDS = {
     "train": "the same as train-cifar",

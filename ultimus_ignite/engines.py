@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ultimus_ignite.devices import select_device
 from ultimus_ignite.distributed.step import begin_sum, split
+from ultimus_ignite.machine.devices import select_device
 from ultimus_ignite.predictions import ClassifierMetrics, Judge
 from ultimus_ignite.seeding import derive_seed
 

@@ -7,7 +7,10 @@ from ignite.engine import Engine, Events
 
 from ultimus_ignite.build import Parts
 from ultimus_ignite.data.ahead import made_ahead
-from ultimus_ignite.ending import (
+from ultimus_ignite.errors import Interrupted
+from ultimus_ignite.handlers import NonFiniteError
+from ultimus_ignite.handlers.support.history_csv import to_csv
+from ultimus_ignite.lifecycle.ending import (
     evaluate_last,
     final_weights,
     is_complete,
@@ -16,14 +19,11 @@ from ultimus_ignite.ending import (
     measure,
     why_it_ended,
 )
-from ultimus_ignite.errors import Interrupted
-from ultimus_ignite.handlers import NonFiniteError
-from ultimus_ignite.handlers.support.history_csv import to_csv
-from ultimus_ignite.provenance import describe_data
-from ultimus_ignite.range_test import choose_max_lr
-from ultimus_ignite.resume import restore_newest
+from ultimus_ignite.lifecycle.provenance import describe_data
+from ultimus_ignite.lifecycle.range_test import choose_max_lr
+from ultimus_ignite.lifecycle.resume import restore_newest
+from ultimus_ignite.lifecycle.run_state import Run, create_run
 from ultimus_ignite.run_directory import RunDirectory, Status
-from ultimus_ignite.run_state import Run, create_run
 
 ENDINGS: dict[type[BaseException], Status] = {
     Interrupted: "interrupted",

@@ -8,11 +8,11 @@ from torch.optim import Optimizer
 from ultimus_ignite.build import build
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.distributed.group import joined, open_directory
+from ultimus_ignite.lifecycle.run_state import Run
 from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.results.model_card import write_card
 from ultimus_ignite.run import Configure, run
 from ultimus_ignite.run_directory import RunDirectory
-from ultimus_ignite.run_state import Run
 
 
 def train(

@@ -17,11 +17,11 @@ from torch import nn
 
 from ultimus_ignite import load_run
 from ultimus_ignite.data.digits import load_digits
+from ultimus_ignite.networks.weights_file import METADATA_KEY
 from ultimus_ignite.results import export
 from ultimus_ignite.results.export import export_run
 from ultimus_ignite.results.export_formats import FORMATS, FileFormat
 from ultimus_ignite.results.export_graph import ExportError, ExportGraph
-from ultimus_ignite.weights_file import METADATA_KEY
 
 NEEDS = "pip install onnx onnxscript onnxruntime"
 HOME = str(Path(__file__).parents[2]).encode()

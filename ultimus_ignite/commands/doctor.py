@@ -32,7 +32,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     def data() -> str:
         from ultimus_ignite.build import build
-        from ultimus_ignite.provenance import describe_data
+        from ultimus_ignite.lifecycle.provenance import describe_data
 
         parts.append(build(recipe))
         return f"{parts[0].device}; {describe_data(parts[0])}"
@@ -67,7 +67,7 @@ def report(name: str, check: Callable[[], str]) -> bool:
 
 def versions() -> str:
     """Versions that most affect a result."""
-    from ultimus_ignite.software import PACKAGES
+    from ultimus_ignite.machine.software import PACKAGES
 
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 

@@ -35,8 +35,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     from ultimus_ignite.build import build
     from ultimus_ignite.handlers.support.figures import format_rates, save_lr_curves
-    from ultimus_ignite.provenance import describe_data
-    from ultimus_ignite.range_test import range_test
+    from ultimus_ignite.lifecycle.provenance import describe_data
+    from ultimus_ignite.lifecycle.range_test import range_test
 
     curves = []
     for repeat in range(arguments.repeats):

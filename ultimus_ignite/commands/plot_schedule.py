@@ -26,7 +26,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     from ultimus_ignite.build import build, create_scheduler
     from ultimus_ignite.handlers.support.figures import draw_schedule, save_figure
     from ultimus_ignite.handlers.support.history_csv import write_csv
-    from ultimus_ignite.provenance import describe_data
+    from ultimus_ignite.lifecycle.provenance import describe_data
 
     parts = build(arguments.recipe)
     print(describe_data(parts), flush=True)

@@ -22,9 +22,9 @@ def main(prog: str, argv: Sequence[str]) -> None:
 
     from ultimus_ignite.checks import check_model
     from ultimus_ignite.data.sources import count_classes
-    from ultimus_ignite.layer_table import layer_table
-    from ultimus_ignite.models import create_model, find_model
     from ultimus_ignite.modules import UltimusNet
+    from ultimus_ignite.networks.layer_table import layer_table
+    from ultimus_ignite.networks.models import create_model, find_model
 
     recipe = arguments.recipe
     find_model(recipe.model)

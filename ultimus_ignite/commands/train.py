@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultimus_ignite.commands.arguments import RunArguments, parse_recipe
-from ultimus_ignite.cores import describe_load
 from ultimus_ignite.distributed.launch import launch, launches
 from ultimus_ignite.errors import LostProcess
+from ultimus_ignite.machine.cores import describe_load
 from ultimus_ignite.recipe import check_ranges
 
 PATIENCE = 2.0  # seconds in which the others notice, too, that one hangs, and end

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ultimus_ignite.allocator import keep_freed_memory
 from ultimus_ignite.commands.arguments import RecipeArguments, parse_recipe
 from ultimus_ignite.distributed.launch import environments
 from ultimus_ignite.errors import ExitCode, LostProcess, UserError
+from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.recipe import Recipe, check_ranges
 from ultimus_ignite.run_directory import RunDirectory
 
@@ -47,7 +47,7 @@ def main(prog: str, argv: Sequence[str]) -> None:
     recipe, count = arguments.recipe, arguments.processes
 
     from ultimus_ignite.build import build
-    from ultimus_ignite.provenance import describe_data
+    from ultimus_ignite.lifecycle.provenance import describe_data
 
     print(describe_data(build(recipe)), flush=True)
     with tempfile.TemporaryDirectory() as folder:

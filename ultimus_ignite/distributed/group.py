@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ultimus_ignite.errors import LostProcess, UserError, one_line
-from ultimus_ignite.models import reason
+from ultimus_ignite.networks.models import reason
 from ultimus_ignite.run_directory import RunDirectory
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -14,8 +14,8 @@ from torch import Tensor
 from ultimus_ignite.data.progress import Progress
 from ultimus_ignite.data.rows import Images
 from ultimus_ignite.data.stream import EvaluationBatches
-from ultimus_ignite.devices import autocast_dtype
 from ultimus_ignite.engines import create_evaluator
+from ultimus_ignite.machine.devices import autocast_dtype
 from ultimus_ignite.results.interval import wilson_interval
 from ultimus_ignite.results.loaded_run import LoadedRun
 

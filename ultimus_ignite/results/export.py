@@ -12,8 +12,8 @@ from torch import Tensor
 from ultimus_ignite.engines import predict_logits
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.support.files import create_folder, sync_folder, write_new_file
-from ultimus_ignite.models import reason
-from ultimus_ignite.provenance import describe_model
+from ultimus_ignite.lifecycle.provenance import describe_model
+from ultimus_ignite.networks.models import reason
 from ultimus_ignite.results.export_formats import FORMATS
 from ultimus_ignite.results.export_graph import ExportError, ExportGraph, Input
 from ultimus_ignite.results.loaded_run import LoadedRun

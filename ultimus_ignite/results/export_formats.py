@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.checkpoints.saved_state import save_state
-from ultimus_ignite.models import reason
+from ultimus_ignite.networks.models import reason
+from ultimus_ignite.networks.weights_file import METADATA_KEY, encode_weights, load_weights
 from ultimus_ignite.results.export_graph import ExportError, ExportGraph, quiet
-from ultimus_ignite.weights_file import METADATA_KEY, encode_weights, load_weights
 
 
 class FileFormat(NamedTuple):

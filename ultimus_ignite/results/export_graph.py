@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.errors import UserError, one_line
-from ultimus_ignite.models import reason
+from ultimus_ignite.networks.models import reason
 
 Input = Literal["float32", "uint8"]
 """``float32``: normalised images, to logits. ``uint8``: raw pixels, to probabilities."""

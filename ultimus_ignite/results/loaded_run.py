@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.data.pixels import to_square
-from ultimus_ignite.devices import autocast_dtype, select_device
 from ultimus_ignite.engines import predict_logits
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.support.history_csv import Row, read_csv
-from ultimus_ignite.models import create_model
+from ultimus_ignite.machine.devices import autocast_dtype, select_device
+from ultimus_ignite.networks.models import create_model
+from ultimus_ignite.networks.weights_file import load_weights
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
-from ultimus_ignite.weights_file import load_weights
 
 
 class Predictions(NamedTuple):
@@ -128,7 +128,7 @@ def load_run(
         path: the folder of the run.
         model: the network that was given to `train`, with any weights; needed if it cannot be made
             from its name and arguments in ``recipe.json``.
-        device: see `ultimus_ignite.devices.select_device`.
+        device: see `ultimus_ignite.machine.devices.select_device`.
 
     Raises:
         RunDirectoryError: the folder holds no run, or lacks what is needed.

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers.support.figures import draw_lr_curves, draw_panels, to_svg
 from ultimus_ignite.handlers.support.files import replace_file
-from ultimus_ignite.layer_table import layer_table
+from ultimus_ignite.networks.layer_table import layer_table
 from ultimus_ignite.results.evaluation import Evaluation, evaluate
 from ultimus_ignite.results.interval import wilson_interval
 from ultimus_ignite.results.loaded_run import LoadedRun, load_run

@@ -15,10 +15,10 @@ from ultimus_ignite.handlers import (
     NonFiniteGuard,
     OneCycleScheduler,
 )
-from ultimus_ignite.identity import ASSUMED, identity
-from ultimus_ignite.provenance import describe
+from ultimus_ignite.lifecycle.identity import ASSUMED, identity
+from ultimus_ignite.lifecycle.provenance import describe
+from ultimus_ignite.lifecycle.tensorboard import EpochEvents
 from ultimus_ignite.run_directory import RunDirectory, title_of
-from ultimus_ignite.tensorboard import EpochEvents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import torch
 from ultimus_ignite.build import Parts
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.errors import one_line
+from ultimus_ignite.machine.software import describe_software
 from ultimus_ignite.recipe import Recipe
-from ultimus_ignite.software import describe_software
 
 
 def describe(parts: Parts) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from ultimus_ignite.build import Parts
 from ultimus_ignite.recipe import Recipe
 
 # Fields that may differ when a run is resumed, because they do not change what is computed. The
-# epochs do; `ultimus_ignite.resume` checks them.
+# epochs do; `ultimus_ignite.lifecycle.resume` checks them.
 MAY_CHANGE = {"data", "data_dir", "skip_unreadable", "device", "checkpoint_every", "epochs"}
 MAY_CHANGE |= {"patience", "max_hours"}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ultimus_ignite.build import build
-from ultimus_ignite.devices import select_precision
+from ultimus_ignite.machine.devices import select_precision
 from ultimus_ignite.recipe import RECIPES, Recipe
 
 

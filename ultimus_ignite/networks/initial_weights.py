@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ultimus_ignite.errors import one_line
+from ultimus_ignite.networks.weights_file import WeightsError, load_weights
 from ultimus_ignite.recipe import RecipeError
 from ultimus_ignite.run_directory import RunDirectory
-from ultimus_ignite.weights_file import WeightsError, load_weights
 
 
 def load_initial_weights(model: nn.Module, source: str, *, num_classes: int) -> str:

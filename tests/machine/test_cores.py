@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ultimus_ignite import cores
+from ultimus_ignite.machine import cores
 
 # Loads torch's OpenMP library alone, which then reports its settings.
 REPORT = """
 import ctypes, sys
-from ultimus_ignite.cores import give_way
+from ultimus_ignite.machine.cores import give_way
 give_way()
 ctypes.CDLL(sys.argv[1])
 """

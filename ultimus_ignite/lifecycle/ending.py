@@ -8,10 +8,10 @@ from ignite.engine import Engine
 from ultimus_ignite.errors import UserError
 from ultimus_ignite.handlers.checkpoints.saved_state import load_state, save_state
 from ultimus_ignite.handlers.support.history_csv import to_csv
-from ultimus_ignite.provenance import describe_model
+from ultimus_ignite.lifecycle.provenance import describe_model
+from ultimus_ignite.lifecycle.run_state import Run, last_accuracy
+from ultimus_ignite.networks.weights_file import encode_weights
 from ultimus_ignite.run_directory import RunDirectoryError
-from ultimus_ignite.run_state import Run, last_accuracy
-from ultimus_ignite.weights_file import encode_weights
 
 
 def is_over(run: Run) -> bool:

@@ -11,8 +11,8 @@ from torch import nn
 
 from ultimus_ignite.build import build
 from ultimus_ignite.handlers import CheckpointError
-from ultimus_ignite.initial_weights import load_initial_weights
 from ultimus_ignite.modules import UltimusNet, UltimusTokenNet
+from ultimus_ignite.networks.initial_weights import load_initial_weights
 from ultimus_ignite.recipe import Recipe, RecipeError
 from ultimus_ignite.training import train
 

@@ -13,7 +13,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from ultimus_ignite.tensorboard import EpochEvents
+from ultimus_ignite.lifecycle.tensorboard import EpochEvents
 
 RNG = random.Random(0)
 ROWS = [

@@ -1,0 +1,1 @@
+"""Any network: found by its name, its weights in a file, its layers as a table."""
