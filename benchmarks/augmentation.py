@@ -8,7 +8,7 @@ and random crop, flip (p = .5), grey (p = .5), normalisation, one 8x8 hole (p = 
 augment image by image do so in a `DataLoader` with one worker a core, as their users run them.
 The plain pass only normalises: no augmentation can be faster.
 
-Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
+Median of interleaved rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Milliseconds a save of `classic`'s state (model, Adam, history of a whole run), 
 the store does: serialise, check, hash, write, fsync, rename, fsync the folder, prune; and next to
 it torch.save alone, which promises nothing. The share is of `classic`'s 24 saves in its training.
 
-Median of rounds. Hardware, versions and results: RESULTS.md.
+Median of rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

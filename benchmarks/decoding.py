@@ -9,7 +9,7 @@ with and without the noise of a camera (50 files, read over and over). "One by o
 `open`, `convert` and `resize` in a loop. `ImageFolder` is torchvision's, with `Resize` and
 `PILToTensor`, in a `DataLoader` with two workers.
 
-Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
+Median of interleaved rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

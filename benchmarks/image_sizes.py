@@ -7,7 +7,7 @@ per batch. Seconds are of one epoch of training without its evaluation: the medi
 five, times the iterations of an epoch. `--epochs 0` measures them alone.
 
 The rates were not tuned: those of the recipes, times the square root of the ratio of the batches;
-resnet18 has 0.003, and a weight decay of 0.05. Hardware, versions and results: RESULTS.md.
+resnet18 has 0.003, and a weight decay of 0.05. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

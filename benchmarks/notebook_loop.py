@@ -13,7 +13,7 @@ checkpoints, history and curves, over the number of its training iterations. `hi
 which part of it is training and evaluation. The recipe is `classic`, which leaves the
 notebook's grey out; `--grey 0.5` brings it back.
 
-Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
+Median of interleaved rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

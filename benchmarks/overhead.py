@@ -8,7 +8,7 @@ Microseconds an iteration on one thread. Every contestant trains the same linear
 the notebook's loop apart, saves a checkpoint every epoch. The bars are drawn, to a terminal that
 shows nothing. "Over bare" is what is left after the step itself.
 
-Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
+Median of interleaved rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

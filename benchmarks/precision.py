@@ -6,7 +6,7 @@ Milliseconds an iteration (batch, augmentation, step), and the loss after the sa
 the same seed. On a CPU without bfloat16 instructions float32 is the fastest; the flags are for
 GPUs.
 
-Median of interleaved rounds. Hardware, versions and results: RESULTS.md.
+Median of interleaved rounds. Hardware, versions and results: docs/results.md.
 """
 
 import argparse

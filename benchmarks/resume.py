@@ -20,7 +20,7 @@ skipped.
 "again" to "other rates" are averages per run that came to its end. Iterations that the second start
 repeats count once.
 
-Hardware, versions and results: RESULTS.md.
+Hardware, versions and results: docs/results.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Seconds per epoch of 1, 2, 4 and 8 runs of `classic` at once: with the command's
 one thread each, and with libgomp's own spin count. Median over the runs and their epochs, the
 first left out.
 
-Hardware, versions and results: RESULTS.md.
+Hardware, versions and results: docs/results.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ Each round is a process of its own that does what the command does, up to its fi
 same modules in the order in which it meets them, then `run`. The images come from the cache that an
 unmeasured first round has filled.
 
-Seconds, medians. Hardware, versions and results: RESULTS.md.
+Seconds, medians. Hardware, versions and results: docs/results.md.
 """
 
 import contextlib

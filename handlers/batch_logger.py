@@ -34,19 +34,19 @@ class BatchLogger(Attachable, Serializable):
     30 s and after each epoch. A reader that exits (``| head``) does not end the run. Of several
     ranks only rank 0 writes, and what its own step returns: `History` has the numbers of all.
 
-    =======================  ==============
-    Event                    Method
-    =======================  ==============
-    ``STARTED``              `open`
-    ``EPOCH_STARTED``        `begin_epoch`
-    ``ITERATION_STARTED``    `note_rate`, once per epoch
-    ``ITERATION_COMPLETED``  `update`
-    ``EPOCH_COMPLETED``      `close_epoch`
-    ``INTERRUPT``            `close`
-    ``TERMINATE``            `close`
-    ``COMPLETED``            `close`
+    =========================  ==========================
+    Event                      Method
+    =========================  ==========================
+    ``STARTED``                `open`
+    ``EPOCH_STARTED``          `begin_epoch`
+    ``ITERATION_STARTED``      `note_rate`, once per epoch
+    ``ITERATION_COMPLETED``    `update`
+    ``EPOCH_COMPLETED``        `close_epoch`
+    ``INTERRUPT``              `close`
+    ``TERMINATE``              `close`
+    ``COMPLETED``              `close`
     evaluator's ``COMPLETED``  `report`
-    =======================  ==============
+    =========================  ==========================
 
     Args:
         optimizer: its rate is printed with each epoch; None: no rate.

@@ -35,17 +35,17 @@ class History(Attachable, Serializable):
     rank 0, which alone writes, and the metrics are the evaluator's. If a rank has no History, the
     numbers are this rank's, and a warning says so.
 
-    =======================  ===========
-    Event                    Method
-    =======================  ===========
-    ``STARTED``              `reset`
-    ``EPOCH_STARTED``        `start`
-    ``ITERATION_STARTED``    `note_rate`
-    ``ITERATION_COMPLETED``  `update`
+    =========================  ==============
+    Event                      Method
+    =========================  ==============
+    ``STARTED``                `reset`
+    ``EPOCH_STARTED``          `start`
+    ``ITERATION_STARTED``      `note_rate`
+    ``ITERATION_COMPLETED``    `update`
     evaluator's ``COMPLETED``  `note_metrics`
-    ``EPOCH_COMPLETED``      `record`
-    ``COMPLETED``            `record_rest`
-    =======================  ===========
+    ``EPOCH_COMPLETED``        `record`
+    ``COMPLETED``              `record_rest`
+    =========================  ==============
 
     Args:
         optimizer: the rate is read from its first parameter group.

@@ -20,7 +20,7 @@ def _windows(size: int, window: int) -> Tensor:
 
 
 class UltimusNet(nn.Module):
-    """Three convolutions, average pooling, four `UltimusBlock`s, a linear classifier.
+    """Three convolutions, average pooling, `UltimusBlock` four times, a linear classifier.
 
     Without a non-linearity between them, the convolutions are one 7x7 convolution, and pooling
     commutes with it: the mean over the 26x26 outputs equals one 7x7 kernel applied to the 3x7x7

@@ -1,0 +1,34 @@
+"""Sphinx configuration: `sphinx-build -W -b html docs site`, without a network.
+
+With `-t online`, names of Python, torch and Ignite become links to their documentation.
+"""
+
+from importlib import metadata
+
+project = "ultimus-ignite"
+release = metadata.version("ultimus-ignite")
+html_title = f"{project} {release}"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+]
+html_theme = "furo"
+myst_heading_anchors = 3  # links to headings, as repositories show them
+myst_enable_extensions = ["colon_fence"]
+
+default_role = "any"
+suppress_warnings = ["ref.any"]  # offline, names of other packages stay plain text
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings have units and ranges
+autodoc_class_signature = "separated"
+napoleon_use_rtype = False
+
+if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "ignite": ("https://docs.pytorch.org/ignite", None),
+    }
