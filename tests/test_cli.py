@@ -279,6 +279,13 @@ def test_the_script_in_bin_lists_every_field():
         assert flag in text
 
 
+@pytest.mark.parametrize("command", ["train-cifar", "ultimus"])
+def test_the_version_is_that_of_the_package(command, tmp_path):
+    pyproject = (BIN.parent / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.*)"$', pyproject, flags=re.MULTILINE)[1]
+    assert call(command, "--version", cwd=tmp_path).stdout == f"ultimus-ignite {version}\n"
+
+
 SEED_LAYERS = """
 Conv2d-1 [-1, 16, 30, 30] 448
 Conv2d-2 [-1, 32, 28, 28] 4,640

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -53,7 +54,7 @@ def choose(prog: str, argv: Sequence[str]) -> None:
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         rows = [f"  {name:16}{purpose}" for name, purpose in SUBCOMMANDS.items()]
-        print("\n".join([f"usage: {prog} SUBCOMMAND [flags, or --help]\n", *rows]))
+        print("\n".join([f"usage: {prog} SUBCOMMAND [flags, or --help], or --version\n", *rows]))
         return
     if name not in SUBCOMMANDS:
         raise UserError(f"no subcommand {name!r}: expected one of {', '.join(SUBCOMMANDS)}")
@@ -70,6 +71,9 @@ def dispatch(prog: str, name: str, argv: Sequence[str]) -> None:
 
 def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequence[str]) -> int:
     """Run a command and return its exit code; an error is one line that begins with ``prog``."""
+    if [*argv] == ["--version"]:
+        print(f"ultimus-ignite {metadata.version('ultimus-ignite')}")
+        return ExitCode.DONE
     prepare_process(prog)
     try:
         command(prog, argv)
