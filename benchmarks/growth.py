@@ -8,7 +8,8 @@ epoch, batches of 512. Seconds are of `train`, without the import of torch: what
 trained, evaluated, saved and drawn. Memory is the most that the process had, less what it had when
 its images were made. Runs of several epochs have 512 images to train and 64 to test on.
 
-The power is that of the growth from the row before: 1 is linear. Hardware and results: docs/results.md.
+The power is that of the growth from the row before: 1 is linear. Hardware and results:
+docs/results.md.
 """
 
 import argparse

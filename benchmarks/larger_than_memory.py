@@ -12,7 +12,8 @@ and 2,000 test images of 64x64 pixels: enlarged parts, at random places. Then, i
 - an unbroken run is trained with the limit and one without, from a cold page cache, and the three
   final weights are compared.
 
-The time to the first iteration is for `start_up.py`. Hardware, versions and results: docs/results.md.
+The time to the first iteration is for `start_up.py`. Hardware, versions and results:
+docs/results.md.
 """
 
 import argparse

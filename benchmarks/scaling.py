@@ -5,7 +5,8 @@
 Each process has one thread. Every row trains 50 iterations of the same recipe and seed with the
 same global batches. ``difference`` is the largest of a weight to that of the first row, relative to
 the largest weight of its tensor, in float32 and with the whole model in float64. An exchange is a
-call of gloo in one iteration, as torch's profiler counts them. Hardware and results: docs/results.md.
+call of gloo in one iteration, as torch's profiler counts them. Hardware and results:
+docs/results.md.
 """
 
 import argparse
