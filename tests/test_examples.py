@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from ultimus_ignite.handlers import CheckpointStore
 
@@ -71,3 +73,18 @@ def test_own_model_learns_and_is_resumed(tmp_path):
     assert float(re.search(r"best accuracy (\S+)%", ended.stdout)[1]) > 80
     again = run("own_model.py", tmp_path)
     assert again.stdout.startswith("own_model_run is finished: 5 epochs, nothing left to do\nbest")
+
+
+def test_the_notebook_shows_widget_curves_and_report(tmp_path):
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    client = NotebookClient(notebook, resources={"metadata": {"path": tmp_path}})
+    client.execute()  # raises what a cell raises
+    kinds = [
+        [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        for cell in notebook.cells
+    ]
+    assert sum("application/vnd.jupyter.widget-view+json" in each for each in kinds) == 2
+    assert sum("image/png" in each for each in kinds) == 2
+    assert (tmp_path / "report.html").exists()
+    resumed = next(cell for cell in notebook.cells if "the machine is gone" in cell.source)
+    assert resumed.outputs[-1].data["text/plain"] == "True"
