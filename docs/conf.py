@@ -23,7 +23,6 @@ default_role = "any"
 suppress_warnings = ["ref.any"]  # offline, names of other packages stay plain text
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings have units and ranges
-autodoc_class_signature = "separated"
 napoleon_use_rtype = False
 
 if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821
@@ -32,3 +31,21 @@ if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821
         "torch": ("https://docs.pytorch.org/docs/stable", None),
         "ignite": ("https://docs.pytorch.org/ignite", None),
     }
+
+_fields: dict[str, list[str]] = {}
+
+
+def _hide_field(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
+    """Keep a field's sentence from napoleon, which takes what stands before a colon for a type."""
+    if what == "attribute":
+        _fields[name] = lines[:]
+        lines.clear()
+
+
+def _show_field(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
+    lines[:] = _fields.pop(name, lines)
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    app.connect("autodoc-process-docstring", _hide_field, priority=400)
+    app.connect("autodoc-process-docstring", _show_field, priority=600)
