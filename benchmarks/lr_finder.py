@@ -45,10 +45,11 @@ from matplotlib.figure import Figure
 from report import medians, print_environment, print_table
 from torch import Tensor, nn
 
-from ultimus_ignite.build import build, create_optimizer
+from ultimus_ignite.build import build
 from ultimus_ignite.data.stream import Batch
 from ultimus_ignite.engines import create_trainer
 from ultimus_ignite.handlers.lr_finder import LRFinder
+from ultimus_ignite.optimizers.create import create_optimizer
 from ultimus_ignite.recipe import RangeTest, Recipe
 
 START, END, ITERATIONS = astuple(RangeTest())

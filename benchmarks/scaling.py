@@ -29,8 +29,9 @@ from report import print_environment, print_table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ultimus_ignite.build import build, create_scheduler
+from ultimus_ignite.build import build
 from ultimus_ignite.networks.models import create_model
+from ultimus_ignite.optimizers.create import create_scheduler
 from ultimus_ignite.recipe import RECIPES, Recipe
 
 ITERATIONS = 50

@@ -1,10 +1,8 @@
 """Build what a recipe names: data on the device, model, optimizer, batches, engines."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import ignite.distributed as idist
@@ -29,12 +27,12 @@ from ultimus_ignite.data.stream import TrainingStream
 from ultimus_ignite.distributed.group import all_or_none, refuse_differences
 from ultimus_ignite.distributed.replica import replicate
 from ultimus_ignite.engines import create_evaluator, create_trainer
-from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.machine.devices import autocast_dtype, select_precision
 from ultimus_ignite.machine.software import describe_software
 from ultimus_ignite.networks.initial_weights import load_initial_weights
 from ultimus_ignite.networks.models import create_model, find_model, name_of
-from ultimus_ignite.recipe import Recipe, RecipeError
+from ultimus_ignite.optimizers.create import create_optimizer
+from ultimus_ignite.recipe import Recipe
 from ultimus_ignite.seeding import derive_seed
 
 
@@ -84,8 +82,8 @@ def build(
         recipe: what to train and how.
         model: used instead of the recipe's model; moved to the device.
         data: used instead of the recipe's data.
-        optimizer: over the parameters of ``model``; used instead of AdamW. Its rates are set by the
-            recipe's schedule, and ``weight_decay`` is its own.
+        optimizer: over the parameters of ``model``; used instead of the recipe's. The schedule sets
+            its highest rate, and the others in proportion; ``weight_decay`` is its own.
         resumes: the weights will be those of a checkpoint, so the recipe's ``init`` is not read.
 
     Raises:
@@ -122,7 +120,7 @@ def build(
     if recipe.compile:
         model.compile()  # in place: the keys of its state_dict stay plain
     if optimizer is None:
-        optimizer = create_optimizer(model, weight_decay=recipe.weight_decay)
+        optimizer = create_optimizer(model, recipe.optimizer, weight_decay=recipe.weight_decay)
     else:
         check_optimizer(optimizer, model)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
@@ -220,39 +218,3 @@ def create_engines(
         for _ in range(2)
     )
     return trainer, evaluator, tester
-
-
-def create_optimizer(model: nn.Module, *, weight_decay: float = 0.0) -> Optimizer:
-    """Fused AdamW: one kernel per parameter group, and non-finite steps are skipped.
-
-    Biases and norms do not decay: a norm's scale allows the weights before it to shrink. Without
-    decay this is Adam.
-    """
-    by_decay = defaultdict(list)  # without decay there is one group, so one kernel
-    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
-        by_decay[weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
-    groups = [{"params": same, "weight_decay": decay} for decay, same in by_decay.items()]
-    fused = all(map(torch.is_floating_point, chain(*by_decay.values())))  # none is complex
-    return torch.optim.AdamW(groups, fused=fused)  # the scheduler sets the rate
-
-
-def create_scheduler(
-    recipe: Recipe, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
-) -> OneCycleScheduler:
-    """The recipe's one-cycle rate. As in the original notebook, Adam's momentum is not cycled.
-
-    Raises:
-        RecipeError: ``max_lr`` is still ``auto``.
-    """
-    if recipe.max_lr == "auto":
-        raise RecipeError("max_lr: auto needs a training run; ultimus find-lr prints its rates")
-    return OneCycleScheduler(
-        optimizer,
-        scaler=scaler,
-        max_lr=recipe.max_lr,
-        pct_start=recipe.pct_start,
-        anneal_strategy=recipe.anneal_strategy,
-        cycle_momentum=False,
-        div_factor=recipe.div_factor,
-        final_div_factor=recipe.final_div_factor,
-    )

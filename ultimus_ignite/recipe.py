@@ -56,6 +56,7 @@ def check_ranges(flags: object) -> None:
 
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ class Recipe:
     """The first rate is max_lr / div_factor."""
     final_div_factor: float = 1000.0
     """The last rate is the first rate / final_div_factor."""
+    optimizer: OptimizerName = "adamw"
+    """muon: orthogonal steps for kernels; other parameters have AdamW with a twelfth of max_lr."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on weights of two or more dimensions."""
     label_smoothing: float = 0.0

@@ -36,8 +36,8 @@ def train(
             What is frozen in it stays frozen: parameters that need no gradient, and modules in eval
             mode.
         data: your own, instead of the recipe's.
-        optimizer: your own over the parameters of ``model``, instead of AdamW; the recipe's
-            schedule sets its rates.
+        optimizer: your own over the parameters of ``model``, instead of the recipe's; its schedule
+            sets the highest rate, and the others in proportion.
         resume: continue the run in ``out``, or begin one if there is none.
         extend_epochs: resume although the run was begun with another number of epochs.
         configure: attaches your own handlers, given the trainer and the evaluator of the epochs.

@@ -9,11 +9,12 @@ import torch
 import torchvision
 from torch import nn
 
-from ultimus_ignite.build import build, create_optimizer
+from ultimus_ignite.build import build
 from ultimus_ignite.checks import check_model
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.modules import MODELS
 from ultimus_ignite.networks.models import create_model, find_model, name_of
+from ultimus_ignite.optimizers.create import create_optimizer
 from ultimus_ignite.recipe import Recipe, RecipeError
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

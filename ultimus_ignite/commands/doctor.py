@@ -92,7 +92,7 @@ def disk_space(out: Path, parts: "Parts") -> str:
 
 def schedule(recipe: Recipe, parts: "Parts") -> str:
     """The first, highest and last rate."""
-    from ultimus_ignite.build import create_scheduler
+    from ultimus_ignite.optimizers.create import create_scheduler
 
     steps = recipe.epochs * parts.stream.epoch_length
     if recipe.max_lr == "auto":

@@ -23,10 +23,11 @@ def main(prog: str, argv: Sequence[str]) -> None:
         raise UserError("--max-lr auto needs a training run: give one of ultimus find-lr's rates")
     out = writable(arguments.out)
 
-    from ultimus_ignite.build import build, create_scheduler
+    from ultimus_ignite.build import build
     from ultimus_ignite.handlers.support.figures import draw_schedule, save_figure
     from ultimus_ignite.handlers.support.history_csv import write_csv
     from ultimus_ignite.lifecycle.provenance import describe_data
+    from ultimus_ignite.optimizers.create import create_scheduler
 
     parts = build(arguments.recipe)
     print(describe_data(parts), flush=True)

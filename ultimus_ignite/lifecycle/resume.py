@@ -2,11 +2,12 @@
 
 import contextlib
 
-from ultimus_ignite.build import Parts, create_scheduler
+from ultimus_ignite.build import Parts
 from ultimus_ignite.data.image_data import ImageData
 from ultimus_ignite.errors import one_line
 from ultimus_ignite.handlers import CheckpointError
 from ultimus_ignite.lifecycle.run_state import Run
+from ultimus_ignite.optimizers.create import create_scheduler
 from ultimus_ignite.recipe import RecipeError
 from ultimus_ignite.run_directory import RunDirectory, RunDirectoryError
 

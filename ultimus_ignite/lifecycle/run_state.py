@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ultimus_ignite.build import Parts, create_scheduler
+from ultimus_ignite.build import Parts
 from ultimus_ignite.handlers import (
     BatchLogger,
     Checkpointer,
@@ -18,6 +18,7 @@ from ultimus_ignite.handlers import (
 from ultimus_ignite.lifecycle.identity import ASSUMED, identity
 from ultimus_ignite.lifecycle.provenance import describe
 from ultimus_ignite.lifecycle.tensorboard import EpochEvents
+from ultimus_ignite.optimizers.create import create_scheduler
 from ultimus_ignite.run_directory import RunDirectory, title_of
 
 
