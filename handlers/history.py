@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from ultimus_ignite.handlers.support.attachable import Attachable
 from ultimus_ignite.handlers.support.epoch_readings import EpochReadings
-from ultimus_ignite.handlers.support.history_csv import Row, columns, write_csv
+from ultimus_ignite.handlers.support.history_csv import Row, columns, rows_until, write_csv
 from ultimus_ignite.handlers.support.outputs import OutputReader, as_it_is, scalars
 from ultimus_ignite.handlers.support.ranks import Peers
 from ultimus_ignite.handlers.support.thinned import Thinned
@@ -157,6 +157,18 @@ class History(Attachable, Serializable):
         self._gather = Peers(self).gather
         if engine.state.iteration == 0:
             self._clear()
+        elif self._epoch is None and not self.rows:
+            self._keep_file(engine.state.iteration)
+
+    def _keep_file(self, iteration: int) -> None:
+        """Keep the rows of a file whose run goes on without its history."""
+        if self.path is not None and (rows := rows_until(iteration, self.path)):
+            self.rows = rows
+            warnings.warn(
+                f"History was not loaded, but the run goes on after iteration {iteration}: give it "
+                f"to the Checkpointer's to_save; of {self.path} only whole epochs are kept",
+                stacklevel=2,
+            )
 
     def start(self, engine: Engine) -> None:
         """Start the epoch's clock; first write the row of an epoch that was cut off."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ultimus_ignite import handlers
 from ultimus_ignite.cli import SUBCOMMANDS
 from ultimus_ignite.errors import ExitCode
+from ultimus_ignite.handlers.support.history_csv import read_csv
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -144,6 +145,12 @@ def test_the_script_resumes_exactly(tmp_path, monkeypatch, number, event):
     monkeypatch.chdir(tmp_path / "other")
     exec(SCRIPTS[1], unbroken)
     assert torch.equal(resumed["model"].weight, unbroken["model"].weight)
+    rows, whole = (
+        [{**row, "seconds": 0} for row in read_csv(tmp_path / place / "history.csv")]
+        for place in ("", "other")
+    )
+    assert len(rows) == 5
+    assert rows == whole
 
 
 def test_the_other_handlers_attach_in_any_order(tmp_path, monkeypatch):
@@ -151,9 +158,9 @@ def test_the_other_handlers_attach_in_any_order(tmp_path, monkeypatch):
     weights = []
     for order in (lambda lines: lines, reversed):
         names = users_script() | {"handlers": handlers}
-        lines = SCRIPTS[2].splitlines()
-        assert lines[-2].startswith("history")
-        exec("\n".join([*order(lines[:-2]), *lines[-2:]]), names)
+        names["history"] = handlers.History(names["optimizer"])
+        names["history"].attach(names["trainer"], names["evaluator"])
+        exec("\n".join(order(SCRIPTS[2].splitlines())), names)
         names["trainer"].run(names["loader"], max_epochs=2)
         weights.append(names["model"].weight)
     assert Path("curves.png").exists()

@@ -203,12 +203,16 @@ RECIPES: dict[RecipeName, Recipe] = {
         cutout=0.0,
         mirror=True,
     ),
+    # As in airbench94, but for the whitening, the steps of plain gradient descent and its flips.
     "large": Recipe(
         model="UltimusTokenNetLarge",
-        max_lr=0.01,
-        # A step turns a normed kernel by about sqrt(2 x rate x decay) = 0.1, as in airbench94.
+        batch_size=1000,
+        optimizer="muon",
+        max_lr=0.12,
+        pct_start=0.1,
         weight_decay=0.5,
         label_smoothing=0.2,
+        crop_padding=4,
         cutout=0.0,
         precision="auto",
         mirror=True,

@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,13 @@ class CheckpointStore:
             CheckpointError: the file is missing, damaged, not a checkpoint, or has a value that
                 `save` would refuse.
         """
-        path = Path(path)
+        try:
+            return self._load(Path(path))
+        except CheckpointError as error:
+            advice = "restore it from a copy, or delete it to resume from an older one"
+            raise CheckpointError(f"{error}; {advice}") from error
+
+    def _load(self, path: Path) -> dict[str, Any]:
         try:
             # At most half the memory: a load ends with two copies, the bytes and the tensors.
             data = read_regular(path, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
@@ -137,8 +144,7 @@ class CheckpointStore:
             return decode(data)
         except Exception as error:  # of any kind: a damaged file can cause all of them
             reason = str(error) or type(error).__name__
-            advice = "restore it from a copy, or delete it to resume from an older one"
-            raise CheckpointError(f"{path}: refused: {reason}; {advice}") from error
+            raise CheckpointError(f"{path}: refused: {reason}") from error
 
     def path(self, iteration: int) -> Path:
         """The path of an iteration's checkpoint."""
@@ -163,11 +169,12 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, but none is valid.
         """
         paths = self.paths()
-        for path in paths:
+        for path, older in zip_longest(paths, paths[1:]):
             try:
-                return path, self.load(path)
+                return path, self._load(path)
             except CheckpointError as error:
-                warnings.warn(str(error), stacklevel=2)
+                tried = f"; {older.name} is tried instead" if older else ""
+                warnings.warn(f"{error}{tried}", stacklevel=2)
         if paths:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(paths)} checkpoints is valid; "

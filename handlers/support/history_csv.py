@@ -60,3 +60,11 @@ def read_csv(path: Path) -> list[Row]:
             {key: _NUMBER.get(key, float)(value) if value else None for key, value in row.items()}
             for row in reader
         ]
+
+
+def rows_until(iteration: int, path: Path) -> list[Row]:
+    """The rows of the epochs that end at or before an iteration; none if there is no history."""
+    try:
+        return [row for row in read_csv(path) if (row["iteration"] or 0) <= iteration]
+    except (OSError, ValueError):
+        return []

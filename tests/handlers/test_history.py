@@ -85,6 +85,36 @@ def test_a_resumed_history_is_the_unbroken_one(cut):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_file_keeps_its_rows_if_the_run_goes_on_without_its_history(tmp_path, cut):
+    path = tmp_path / "history.csv"
+    trainer, _ = make_run(path)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=cut), lambda: trainer.terminate())
+    go(trainer)
+    before = read_csv(path) if path.exists() else []
+    state = trainer.state_dict()
+
+    trainer, history = make_run(path)
+    trainer.load_state_dict(state)
+    if before:
+        with pytest.warns(UserWarning, match=f"after iteration {cut}: give it to the Checkpoint"):
+            go(trainer)
+    else:
+        go(trainer)
+    assert history.rows[: len(before)] == before
+    kept = [row["epoch"] for row in before]
+    assert [row["epoch"] for row in read_csv(path)] == [*kept, *range(cut // LENGTH + 1, 4)]
+
+
+def test_a_file_of_another_kind_is_no_history(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("a,b\n1,2\n")
+    trainer, history = make_run(path)
+    trainer.load_state_dict({"iteration": 4, "epoch_length": LENGTH, "max_epochs": 3})
+    go(trainer)
+    assert [row["epoch"] for row in history.rows] == [2, 3]
+
+
 @pytest.mark.parametrize("cut", [3, 6, 10])
 def test_a_long_run_is_thinned_out_and_resumes_all_the_same(monkeypatch, cut):
     all_rates, all_losses = [i / 100 for i in range(1, 13)], list(range(1, 13))

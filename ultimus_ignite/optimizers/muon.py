@@ -22,7 +22,8 @@ class Muon(Optimizer):
         kernels: parameters of two or more dimensions.
         others: parameter groups of `AdamW`; not empty.
         lr: the rate of both.
-        momentum: of the orthogonal steps, as Nesterov has it.
+        momentum: of the orthogonal steps, as Nesterov has it; airbench94 has 0.6 with batches of
+            2,000 and 0.8 with 1,000.
         steps: Newton-Schulz iterations; three are enough for convolutions.
         fused: AdamW's.
 
@@ -46,7 +47,7 @@ class Muon(Optimizer):
         others: Sequence[dict[str, Any]],
         *,
         lr: float = 1e-3,
-        momentum: float = 0.9,
+        momentum: float = 0.8,
         steps: int = 3,
         fused: bool = True,
     ) -> None:

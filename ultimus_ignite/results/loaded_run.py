@@ -148,7 +148,7 @@ def load_run(
         try:
             model = create_model(recipe, num_classes=len(classes))
         except RecipeError as error:
-            advice = "if it was made in Python, use load_run(path, model=...)"
+            advice = "start where its file lies, or in Python use load_run(path, model=...)"
             raise RecipeError(f"{error}; {advice}") from error
     load_weights(model, directory.model)
     chosen = select_device(device)
