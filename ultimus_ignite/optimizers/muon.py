@@ -90,11 +90,12 @@ def orthogonalised(kernel: Tensor, steps: int) -> Tensor:
         tensor([0.8000, 1.1000])
     """
     a, b, c = COEFFICIENTS
-    x = kernel.flatten(1)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
+    matrix = kernel.flatten(1)
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp_min(EPSILON)  # all singular values are 1 or less
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).reshape(kernel.shape)
+    orthogonal: Tensor = x.T if is_tall else x
+    return orthogonal.reshape(kernel.shape)
