@@ -4,8 +4,8 @@
 
 Each situation of Ignite's examples is written twice in `tests/ignite_examples/`, around the same
 model, data and step, and `tests/test_ignite_examples.py` runs both and compares what they leave.
-Counted are statements, and lines without comments, docstrings and blank ones, of the two scripts
-that attach the handlers. Both are formatted by ruff.
+Counted are statements, and lines without comments, docstrings, decorators and blank ones, of the
+two scripts that attach the handlers. Both are formatted by ruff.
 
 Results: docs/results.md.
 """

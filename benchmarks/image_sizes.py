@@ -27,7 +27,7 @@ from ultimus_ignite.recipe import RECIPES
 
 NETWORKS = {
     "tokens": replace(RECIPES["tokens"], batch_size=64, max_lr=0.015),
-    "large": replace(RECIPES["large"], batch_size=64, max_lr=0.0035),
+    "large": replace(RECIPES["large"], optimizer="adamw", batch_size=64, max_lr=0.0035),
     "resnet18": Recipe(
         model="torchvision.models:resnet18",
         batch_size=64,

@@ -14,9 +14,11 @@ Results: docs/results.md.
 
 import argparse
 import ast
+import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -109,10 +111,31 @@ def tests_of(path: Path) -> tuple[list[str], list[str]]:
         for file in files
         if file.stem == f"test_{path.stem}" or dotted in file.read_text()
     ]
-    if not near:  # a part of what the room's tests try
-        room = Path("tests", *path.parent.parts[path.parts[0] == "ultimus_ignite" :])
+    room = Path("tests", *path.parent.parts[path.parts[0] == "ultimus_ignite" :])
+    while not near:  # a part of what the room's tests try
         near = [str(file.relative_to(ROOT)) for file in ROOT.glob(f"{room}/test_*.py")]
+        room = room.parent
     return near, [file for file in wide if file not in near]
+
+
+def is_green(tests: list[str], copy: Path, timeout: float) -> bool:
+    """Whether tests pass in a copy of the repository, in time."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        command, cwd=copy, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what a test that hangs has started
+            os.killpg(process.pid, signal.SIGKILL)
+    if code not in (0, 1, 2):  # 1: a test is red; 2: a file cannot be imported
+        raise RuntimeError(f"pytest {' '.join(tests)}: exit code {code}")
+    return code == 0
 
 
 def survives(mutant: Mutant, copy: Path, timeout: float) -> bool:
@@ -120,18 +143,11 @@ def survives(mutant: Mutant, copy: Path, timeout: float) -> bool:
     file = copy / mutant.path
     source = file.read_bytes()
     file.write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         for tests in filter(None, tests_of(mutant.path)):
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-            ended = subprocess.run(
-                command, cwd=copy, env=environment, timeout=timeout, capture_output=True
-            )
-            if ended.returncode != 0:
+            if not is_green(tests, copy, timeout):
                 return False
         return True
-    except subprocess.TimeoutExpired:
-        return False
     finally:
         file.write_bytes(source)
 
@@ -156,6 +172,12 @@ def main() -> None:
             shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "build", "runs"))
             (copy / "ultimus_ignite" / "handlers").symlink_to("../handlers")  # as it is installed
             copies.put(copy)
+
+        everywhere = sorted(
+            {test for mutant in drawn for part in tests_of(mutant.path) for test in part}
+        )
+        if not is_green(everywhere, copy, timeout=3600):
+            sys.exit("tests are red without a mutant")
 
         def judge(mutant: Mutant) -> bool:
             copy = copies.get()

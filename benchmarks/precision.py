@@ -25,11 +25,12 @@ from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.machine.devices import autocast_dtype
 from ultimus_ignite.recipe import RECIPES
 
+MAX_LR = 1e-3
 VARIANTS: dict[str, dict[str, object]] = {
     "float32": {"precision": "float32"},
     "bfloat16": {"precision": "bfloat16"},
     "float16": {"precision": "float16"},
-    "float32, compiled": {"compile": True},
+    "float32, compiled": {"precision": "float32", "compile": True},
 }
 
 
@@ -78,10 +79,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    recipe = replace(
-        RECIPES[arguments.recipe], data=arguments.data, data_dir=arguments.data_dir, max_lr=1e-3
-    )
+    recipe = replace(RECIPES[arguments.recipe], data=arguments.data, data_dir=arguments.data_dir)
     built = {name: build(replace(recipe, **VARIANTS[name])) for name in arguments.variants}
+    for parts in built.values():
+        highest = max(group["lr"] for group in parts.optimizer.param_groups)
+        for group in parts.optimizer.param_groups:
+            group["lr"] *= MAX_LR / highest
     seconds = medians(
         {name: timed(parts, arguments.iterations) for name, parts in built.items()},
         rounds=arguments.rounds,

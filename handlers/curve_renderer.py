@@ -73,7 +73,10 @@ class CurveRenderer(Attachable):
             return
         try:
             history = self.history
-            figure = draw_curves(history.rows, history.rates, history.every, title=self.title)
+            rates, every = history.rates, history.every
+            if history.rows and len(rates) * every < (history.rows[-1]["iteration"] or 0):
+                rates, every = [], 1  # it began in mid-run, and the rows alone know the rates
+            figure = draw_curves(history.rows, rates, every, title=self.title)
             save_figure(figure, self.path)
             if self.writer is not None:
                 epoch = len(self.history.rows)

@@ -162,8 +162,10 @@ class History(Attachable, Serializable):
 
     def _keep_file(self, iteration: int) -> None:
         """Keep the rows of a file whose run goes on without its history."""
-        if self.path is not None and (rows := rows_until(iteration, self.path)):
-            self.rows = rows
+        if self.path is None:
+            return
+        self.rows = self._gather(rows_until(iteration, self.path))[0]  # rank 0 writes the file
+        if self.rows and idist.get_rank() == 0:
             warnings.warn(
                 f"History was not loaded, but the run goes on after iteration {iteration}: give it "
                 f"to the Checkpointer's to_save; of {self.path} only whole epochs are kept",

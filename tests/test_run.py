@@ -365,6 +365,7 @@ def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
         {"precision": "float16"},
         {"accumulation_steps": 3},
         {"max_grad_norm": 0.5},
+        {"optimizer": "muon", "max_lr": 0.1},
     ],
     ids=str,
 )

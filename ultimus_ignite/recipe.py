@@ -104,7 +104,7 @@ class Recipe:
     final_div_factor: float = 1000.0
     """The last rate is the first rate / final_div_factor."""
     optimizer: OptimizerName = "adamw"
-    """muon: orthogonal steps for kernels; other parameters have AdamW with a twelfth of max_lr."""
+    """muon, for networks with a norm behind each kernel: AdamW for the rest, at a twelfth of max_lr."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on weights of two or more dimensions."""
     label_smoothing: float = 0.0
@@ -151,6 +151,8 @@ class Recipe:
         if not _is_json_object(self.model_args):
             what = "a dict of what JSON can hold, with lists for tuples"
             raise RecipeError(one_line(f"model_args must be {what}, got {self.model_args!r}"))
+        if (self.optimizer, self.max_lr) == ("muon", "auto"):
+            raise RecipeError("max_lr auto tries rates of adamw: give muon a number, such as 0.12")
         if not re.fullmatch("[a-z]+(:[0-9]{1,3})?", self.device):  # torch alone knows which exist
             raise RecipeError(f"device must be auto, or such as cpu or cuda:1, got {self.device!r}")
         if self.patience is not None and self.patience < self.evaluate_every:
@@ -203,7 +205,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         cutout=0.0,
         mirror=True,
     ),
-    # As in airbench94, but for the whitening, the steps of plain gradient descent and its flips.
+    # Kernels that start as the identity and take orthogonal steps, as in airbench94_muon.
     "large": Recipe(
         model="UltimusTokenNetLarge",
         batch_size=1000,

@@ -65,6 +65,7 @@ def read_csv(path: Path) -> list[Row]:
 def rows_until(iteration: int, path: Path) -> list[Row]:
     """The rows of the epochs that end at or before an iteration; none if there is no history."""
     try:
-        return [row for row in read_csv(path) if (row["iteration"] or 0) <= iteration]
-    except (OSError, ValueError):
+        rows = read_csv(path)
+    except (OSError, ValueError, TypeError, csv.Error):  # missing, damaged, or of another kind
         return []
+    return [row for row in rows if row["epoch"] and 0 < (row["iteration"] or 0) <= iteration]

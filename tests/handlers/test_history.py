@@ -106,9 +106,15 @@ def test_a_file_keeps_its_rows_if_the_run_goes_on_without_its_history(tmp_path, 
     assert [row["epoch"] for row in read_csv(path)] == [*kept, *range(cut // LENGTH + 1, 4)]
 
 
-def test_a_file_of_another_kind_is_no_history(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ["a,b\n1,2\n", "epoch,iteration,lr,seconds\n1,2,3,4,5\n", "epoch,iteration,lr,seconds\n,,,\n",
+     "epoch,iteration,lr,seconds\n" + 200_000 * "1", "\x00\n", "epoch,iteration,lr,seconds\nx,y,1,1\n"],
+    ids=["other columns", "a surplus field", "empty fields", "a long field", "null", "no numbers"],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_no_history(tmp_path, text):
     path = tmp_path / "history.csv"
-    path.write_text("a,b\n1,2\n")
+    path.write_text(text)
     trainer, history = make_run(path)
     trainer.load_state_dict({"iteration": 4, "epoch_length": LENGTH, "max_epochs": 3})
     go(trainer)

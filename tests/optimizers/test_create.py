@@ -35,6 +35,44 @@ def test_muon_takes_the_kernels_and_leaves_the_classifier_to_adamw():
     assert {p.ndim for group in others if not group["weight_decay"] for p in group["params"]} == {1}
 
 
+class Odd(nn.Module):
+    """What has two dimensions or more and is no kernel, and kernels that do not train."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 6, bias=False)
+        self.position = nn.Parameter(torch.zeros(1, 4, 6))
+        self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
+        self.words = nn.Embedding(9, 6)
+        self.depthwise = nn.Conv2d(6, 6, 3, groups=6)
+        self.frozen = nn.Conv2d(3, 6, 3).requires_grad_(False)
+        self.kernel = nn.Conv1d(3, 6, 3)
+        self.tied = nn.Linear(6, 6, bias=False)
+        self.tied.weight = self.head.weight
+
+
+def test_muon_leaves_what_is_no_kernel_to_adamw():
+    model = Odd()
+    kernels, *_ = create_optimizer(model, "muon").param_groups
+    assert [id(p) for p in kernels["params"]] == [id(model.kernel.weight)]
+
+
+def test_a_group_may_come_later():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+    scheduler = create_scheduler(Recipe(max_lr=0.12), optimizer)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    assert all(first == second for first, second in scheduler.simulate(20).rates)
+
+
+def test_the_proportions_are_those_of_the_first_time_also_in_mid_cycle():
+    groups = [{"params": [nn.Parameter(torch.zeros(2))], "lr": lr} for lr in (0.3, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    before = create_scheduler(Recipe(max_lr=0.12), optimizer).simulate(100).rates
+    for group, rate in zip(optimizer.param_groups, before[37], strict=True):
+        group["lr"] = rate
+    assert create_scheduler(Recipe(max_lr=0.12), optimizer).simulate(100).rates == before
+
+
 def test_adamws_rate_is_a_twelfth_of_muons():
     optimizer = create_optimizer(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Linear(2, 2)), "muon")
     for row in rates(optimizer):

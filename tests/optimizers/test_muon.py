@@ -34,16 +34,17 @@ def create():
     shape=st.lists(st.integers(1, 7), min_size=2, max_size=4),
     steps=st.integers(0, 6),
     seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float64, torch.complex128]),
 )
 @settings(max_examples=50, deadline=None)
-def test_singular_values_go_through_the_polynomial_and_vectors_stay(shape, steps, seed):
+def test_singular_values_go_through_the_polynomial_and_vectors_stay(shape, steps, seed, dtype):
     a, b, c = COEFFICIENTS
-    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     u, s, vh = torch.linalg.svd(kernel.flatten(1), full_matrices=False)
     s = s / s.norm()
     for _ in range(steps):
         s = a * s + b * s**3 + c * s**5
-    expected = (u @ s.diag() @ vh).reshape(shape)
+    expected = (u @ s.diag().to(dtype) @ vh).reshape(shape)
     assert torch.allclose(orthogonalised(kernel, steps), expected, atol=1e-8)
 
 
@@ -89,6 +90,16 @@ def test_a_rate_that_is_set_is_taken_by_both_kinds():
     scaled = before[0].weight * (6**0.5 / before[0].weight.norm())
     assert torch.equal(network[0].weight, scaled)
     assert torch.equal(network[3].weight, before[3].weight)
+
+
+def test_a_copy_goes_on_as_the_original_does():
+    network, optimizer = create()
+    trained(network, optimizer, 2)
+    other, copied = copy.deepcopy((network, optimizer))
+    for pair in ((network, optimizer), (other, copied)):
+        trained(*pair, 2, seed=1)
+    pairs = zip(network.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_a_saved_state_goes_on_as_if_it_had_never_been_saved():

@@ -125,7 +125,9 @@ def checkpoint(parts: "Parts") -> str:
 
 def overfits_a_batch(parts: "Parts") -> str:
     """Check that the loss of one batch falls in repeated training on that batch."""
-    parts.optimizer.param_groups[0]["lr"] = 1e-3
+    rate = max(group["lr"] for group in parts.optimizer.param_groups)
+    for group in parts.optimizer.param_groups:
+        group["lr"] *= 1e-3 / rate
     batch = parts.stream.batch(0)
     losses = []
     for _ in range(OVERFIT_STEPS):

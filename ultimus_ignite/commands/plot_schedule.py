@@ -34,7 +34,8 @@ def main(prog: str, argv: Sequence[str]) -> None:
     total_steps = arguments.recipe.epochs * parts.stream.epoch_length
     schedule = create_scheduler(arguments.recipe, parts.optimizer).simulate(total_steps)
     rates = [row[0] for row in schedule.rates]
-    constant = parts.optimizer.defaults["betas"][0]  # a row is empty if momentum is not cycled
+    first = parts.optimizer.param_groups[0]
+    constant = first.get("momentum", first["betas"][0])  # a row is empty if it is not cycled
     momenta = [row[0] if row else constant for row in schedule.momenta]
     try:
         rows = [

@@ -12,7 +12,7 @@ from ultimus_ignite.handlers import OneCycleScheduler
 from ultimus_ignite.optimizers.muon import Muon
 from ultimus_ignite.recipe import OptimizerName, Recipe, RecipeError
 
-ADAMW_RATE = 1 / 12  # of Muon's: rates of 0.01 and 0.12 train `large` best
+ADAMW_RATE = 1 / 12  # of Muon's: `large` has 0.01 and 0.12
 
 
 def create_optimizer(
@@ -22,17 +22,31 @@ def create_optimizer(
 
     ``adamw`` is fused: one kernel per parameter group, and non-finite steps are skipped. Biases and
     norms do not decay: a norm's scale allows the weights before it to shrink. Without decay this is
-    Adam. ``muon`` takes all weights of two or more dimensions but the last, which is the
-    classifier's.
+    Adam. ``muon`` takes the weights of convolutions and linear layers, but not the last linear
+    layer's, whose scale matters.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = all(map(torch.is_floating_point, trained))  # none is complex
     if name == "adamw":
         return AdamW(_by_decay(trained, weight_decay), fused=fused)  # the scheduler sets the rate
-    kernels = [parameter for parameter in trained if parameter.ndim > 1][:-1]
+    kernels = _kernels(model)
     taken = set(map(id, kernels))
     groups = _by_decay([p for p in trained if id(p) not in taken], weight_decay)
     return Muon(kernels, [{**group, "lr": ADAMW_RATE} for group in groups], lr=1.0, fused=fused)
+
+
+def _kernels(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon takes; not a depthwise convolution, whose rows share no input."""
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    convolutions = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
+    ]
+    found = {id(weight): weight for weight in convolutions + linear if weight.requires_grad}
+    if linear:
+        found.pop(id(linear[-1]), None)
+    return list(found.values())
 
 
 def _by_decay(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -55,16 +69,24 @@ def create_scheduler(
     """
     if recipe.max_lr == "auto":
         raise RecipeError("max_lr: auto needs a training run; ultimus find-lr prints its rates")
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    highest = max(rates)
-    shares = [rate / highest if highest else 1.0 for rate in rates]
     return OneCycleScheduler(
         optimizer,
         scaler=scaler,
-        max_lr=[recipe.max_lr * share for share in shares],
+        max_lr=_peaks(optimizer, recipe.max_lr),
         pct_start=recipe.pct_start,
         anneal_strategy=recipe.anneal_strategy,
         cycle_momentum=False,
         div_factor=recipe.div_factor,
         final_div_factor=recipe.final_div_factor,
     )
+
+
+def _peaks(optimizer: Optimizer, max_lr: float) -> float | list[float]:
+    """One peak for all groups, also for those that come later, or one for each."""
+    groups = optimizer.param_groups
+    if len({float(group["lr"]) for group in groups}) == 1 and "initial_lr" not in groups[0]:
+        return max_lr
+    # Kept, as torch's own schedulers keep it: in mid-cycle the present rates are rounded.
+    rates = [float(group.setdefault("initial_lr", float(group["lr"]))) for group in groups]
+    highest = max(rates)
+    return [max_lr * (rate / highest if highest else 1.0) for rate in rates]

@@ -15,15 +15,15 @@ class Muon(Optimizer):
 
     A kernel ``(out, in, ...)`` is a matrix with a row for each output channel. Its momentum is made
     nearly orthogonal, so that a step changes all directions alike, also those with a weak gradient.
-    Before each step the kernel is scaled to the norm ``sqrt(out)``. The norm that follows it in the
-    network undoes any scale, and so a rate is the share of the kernel that a step changes.
+    Before each step the kernel is scaled to the norm ``sqrt(out)``, so that a rate is the share of
+    it that a step changes. This is for networks with a norm behind each kernel, which undoes the
+    scale; where a norm is frozen, or the scale of a weight matters, take AdamW.
 
     Args:
         kernels: parameters of two or more dimensions.
         others: parameter groups of `AdamW`; not empty.
         lr: the rate of both.
-        momentum: of the orthogonal steps, as Nesterov has it; airbench94 has 0.6 with batches of
-            2,000 and 0.8 with 1,000.
+        momentum: of the orthogonal steps, as Nesterov has it.
         steps: Newton-Schulz iterations; three are enough for convolutions.
         fused: AdamW's.
 
@@ -38,7 +38,8 @@ class Muon(Optimizer):
         >>> [len(group["params"]) for group in optimizer.param_groups]
         [1, 2]
 
-    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/; the scaling is airbench94's.
+    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/; scaling and three iterations as
+    in airbench94_muon.
     """
 
     def __init__(
@@ -54,17 +55,24 @@ class Muon(Optimizer):
         if flat := [tuple(kernel.shape) for kernel in kernels if kernel.ndim < 2]:
             raise ValueError(f"a kernel has two or more dimensions, got {flat[0]}")
         self._adamw = AdamW(others, lr=lr, fused=fused)
-        group = {"params": kernels, "momentum": momentum, "steps": steps, "fused": False}
-        super().__init__([group, *self._adamw.param_groups], self._adamw.defaults)
+        own = {"momentum": momentum, "steps": steps, "weight_decay": 0.0, "fused": False}
+        super().__init__(
+            [{"params": kernels, **own}, *self._adamw.param_groups], self._adamw.defaults
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_adamw": self._adamw}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step, with the gradients that are there; without a closure."""
+    def step(self) -> None:  # type: ignore[override]
+        """One step, with the gradients that are there."""
         kernels, *others = self.param_groups
         for kernel in kernels["params"]:
             if kernel.grad is not None:
-                momentum = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
-                momentum.mul_(kernels["momentum"]).add_(kernel.grad)
+                state = self.state[kernel]
+                if not state:
+                    state["momentum"] = torch.zeros_like(kernel)
+                momentum = state["momentum"].mul_(kernels["momentum"]).add_(kernel.grad)
                 direction = kernel.grad + kernels["momentum"] * momentum
                 kernel.mul_(len(kernel) ** 0.5 / kernel.norm().clamp_min(EPSILON))
                 kernel.sub_(orthogonalised(direction, kernels["steps"]), alpha=kernels["lr"])
@@ -92,10 +100,10 @@ def orthogonalised(kernel: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     matrix = kernel.flatten(1)
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
+    x = matrix.mH if is_tall else matrix
     x = x / x.norm().clamp_min(EPSILON)  # all singular values are 1 or less
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mH
         x = a * x + (b * gram + c * gram @ gram) @ x
-    orthogonal: Tensor = x.T if is_tall else x
+    orthogonal: Tensor = x.mH if is_tall else x
     return orthogonal.reshape(kernel.shape)
