@@ -144,10 +144,7 @@ def survives(mutant: Mutant, copy: Path, timeout: float) -> bool:
     source = file.read_bytes()
     file.write_bytes(source[: mutant.start] + mutant.text.encode() + source[mutant.end :])
     try:
-        for tests in filter(None, tests_of(mutant.path)):
-            if not is_green(tests, copy, timeout):
-                return False
-        return True
+        return all(is_green(tests, copy, timeout) for tests in tests_of(mutant.path) if tests)
     finally:
         file.write_bytes(source)
 
@@ -173,10 +170,8 @@ def main() -> None:
             (copy / "ultimus_ignite" / "handlers").symlink_to("../handlers")  # as it is installed
             copies.put(copy)
 
-        everywhere = sorted(
-            {test for mutant in drawn for part in tests_of(mutant.path) for test in part}
-        )
-        if not is_green(everywhere, copy, timeout=3600):
+        needed = {test for mutant in drawn for part in tests_of(mutant.path) for test in part}
+        if not is_green(sorted(needed), copy, timeout=3600):
             sys.exit("tests are red without a mutant")
 
         def judge(mutant: Mutant) -> bool:

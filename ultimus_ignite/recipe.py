@@ -104,7 +104,7 @@ class Recipe:
     final_div_factor: float = 1000.0
     """The last rate is the first rate / final_div_factor."""
     optimizer: OptimizerName = "adamw"
-    """muon, for networks with a norm behind each kernel: AdamW for the rest, at a twelfth of max_lr."""
+    """muon: for networks with a norm behind each kernel; the rest has AdamW at max_lr / 12."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on weights of two or more dimensions."""
     label_smoothing: float = 0.0

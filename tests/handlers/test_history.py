@@ -106,10 +106,13 @@ def test_a_file_keeps_its_rows_if_the_run_goes_on_without_its_history(tmp_path, 
     assert [row["epoch"] for row in read_csv(path)] == [*kept, *range(cut // LENGTH + 1, 4)]
 
 
+HEADER = "epoch,iteration,lr,seconds\n"
+
+
 @pytest.mark.parametrize(
     "text",
-    ["a,b\n1,2\n", "epoch,iteration,lr,seconds\n1,2,3,4,5\n", "epoch,iteration,lr,seconds\n,,,\n",
-     "epoch,iteration,lr,seconds\n" + 200_000 * "1", "\x00\n", "epoch,iteration,lr,seconds\nx,y,1,1\n"],
+    ["a,b\n1,2\n", HEADER + "1,2,3,4,5\n", HEADER + ",,,\n", HEADER + 200_000 * "1", "\x00\n",
+     HEADER + "x,y,1,1\n"],
     ids=["other columns", "a surplus field", "empty fields", "a long field", "null", "no numbers"],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_no_history(tmp_path, text):
