@@ -43,7 +43,7 @@ def commands():
     for name in TEXTS:
         for language in ("bash", "sh"):
             for block in blocks(name, language):
-                for line in block.splitlines():
+                for line in block.replace("\\\n", " ").splitlines():
                     line = line.partition(" #")[0].removeprefix(KILL)
                     if re.match(r"(bin/)?(train-cifar|ultimus) ", line):
                         yield name, line
