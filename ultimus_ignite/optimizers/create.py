@@ -37,9 +37,13 @@ def create_optimizer(
 
 def _kernels(model: nn.Module) -> list[nn.Parameter]:
     """What Muon takes; not a depthwise convolution, whose rows share no input."""
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = [
+        module.get_parameter("weight")
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
     convolutions = [
-        module.weight
+        module.get_parameter("weight")
         for module in model.modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
     ]
