@@ -1,4 +1,4 @@
-"""Claim: of small random changes to the code, at least 92 % turn a test red.
+"""Question: of small random changes to the code, how many turn a test red? The aim is 92 %.
 
     pip install -e '.[test]'
     python benchmarks/mutants.py [--count 150] [--seed 1] [--processes 2]
@@ -8,8 +8,6 @@ random over all files of `ultimus_ignite/` and `handlers/`. Against it run first
 mirror its file or import its module, then those of whole runs and commands; the first red one kills
 it, and so does a test that hangs. Survivors are printed as a line of code each: read them, since
 some change nothing that anybody could see.
-
-Results: docs/results.md.
 """
 
 import argparse
