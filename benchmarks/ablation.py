@@ -1,6 +1,7 @@
 """What each part of `tokens` or of `large` adds.
 
     python benchmarks/ablation.py --data folder:DIR [--recipe tokens] [--epochs 3] [--seeds 1,2,3]
+                                  [--variants 'without attention']
 
 Trains the recipe with one part taken away or replaced, from the same seeds, on nine tenths of the
 training images; the held-out tenth judges, the test set decides nothing. Mean accuracy on the
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=VARIANTS, default="tokens")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--variants", help="besides the whole recipe; default: all, comma between")
     arguments = parser.parse_args()
     base = replace(
         RECIPES[arguments.recipe],
@@ -169,9 +171,13 @@ def main() -> None:
         val_fraction=0.1,
     )
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    variants = VARIANTS[arguments.recipe](base)
+    if arguments.variants is not None:
+        chosen = ["the whole recipe", *arguments.variants.split(",")]
+        variants = {name: variants[name] for name in chosen}
     rows: list[list[str]] = []
     whole: tuple[float, ...] = ()
-    for name, variant in tqdm(VARIANTS[arguments.recipe](base).items(), leave=False, disable=None):
+    for name, variant in tqdm(variants.items(), leave=False, disable=None):
         accuracies, seconds = zip(*(accuracy(variant, seed) for seed in seeds), strict=True)
         whole = whole or accuracies
         differences = [a - b for a, b in zip(accuracies, whole, strict=True)]

@@ -10,6 +10,7 @@ import sys
 import warnings
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ultimus_ignite import cli
@@ -123,7 +124,7 @@ def place(tmp_path_factory):
         patch.chdir(root)
         patch.setattr("sys.path", [*sys.path])
         patch.setattr("ultimus_ignite.data.digits.load_digits", lambda: few)
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
+        patch.setattr(FigureCanvasAgg, "print_png", lambda *arguments: None)
         patch.setattr("ultimus_ignite.handlers.CurveRenderer.render", lambda *arguments: None)
         patch.setattr(doctor, "OVERFIT_STEPS", 5)
         patch.setattr(socket, "getaddrinfo", _no_network)

@@ -43,7 +43,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
         OSError: the write failed; the file keeps its old picture.
     """
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.canvas.print_png(png)  # type: ignore[attr-defined]  # the same bytes as `savefig`, drawn once
     replace_file(path, png.getvalue())
 
 

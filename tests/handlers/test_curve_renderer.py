@@ -8,6 +8,8 @@ from PIL import Image
 
 from ultimus_ignite.handlers import CurveRenderer, History
 
+pytestmark = pytest.mark.drawn
+
 
 def run(path, *, epochs=2, stop_after=None, writer=None):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)

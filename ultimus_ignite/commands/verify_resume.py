@@ -24,6 +24,8 @@ from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.recipe import Recipe, check_ranges
 from ultimus_ignite.run_directory import RunDirectory
 
+LOADED_LATER = ["torch._dynamo", "matplotlib.backends.backend_agg", "tensorboardX"]  # by every run
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments(RecipeArguments):
@@ -165,11 +167,11 @@ def _kill(recipe: Recipe, out: Path, count: int, wait: float) -> None:
 
 def _start(recipe: Recipe, out: Path, count: int) -> list[BaseProcess]:
     """Start so many processes, and wait until they train, or have ended."""
-    # The fork server has already loaded torch, so the kills fall into the training.
+    # The fork server has loaded what a run needs, so the kills fall into the training.
     context = multiprocessing.get_context("forkserver")
     # Silence the warning about the semaphores that TensorBoard's queue leaves when it is killed.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
-    context.set_forkserver_preload(["ultimus_ignite.training"])
+    context.set_forkserver_preload(["ultimus_ignite.training", *LOADED_LATER])
     processes = [
         context.Process(target=_train, args=(recipe, out, environment))
         for environment in environments(count)
