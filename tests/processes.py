@@ -1,12 +1,14 @@
-"""The project's commands in processes of their own, forked from one that has torch loaded.
+"""Commands and scripts in processes of their own, forked from one that has torch loaded.
 
 Real processes, real signals and real exit codes; only the 4 s of imports are shared.
 """
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,7 +21,6 @@ from ultimus_ignite.handlers import curve_renderer
 from ultimus_ignite.handlers.support.figures import new_figure
 
 PRELOADED = ["processes", "ultimus_ignite.training", *LOADED_LATER]
-PRELOADED += ["sklearn.datasets", "sklearn.model_selection"]  # for the digits
 
 
 @dataclass
@@ -32,7 +33,11 @@ class Answer:
 
 
 class Command:
-    """A started command; like `subprocess.Popen` as far as the tests need it."""
+    """A started command; like `subprocess.Popen` as far as the tests need it.
+
+    Args:
+        name: one of the project's commands, or python, whose first argument is a script.
+    """
 
     def __init__(self, name: str, *arguments: Any, cwd: Any = None, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -101,4 +106,9 @@ def _main(
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else as ignored as where pytest was started
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [name, *argv]
-    cli.train_cifar() if name == "train-cifar" else cli.ultimus()
+    if name == "python":
+        sys.argv = sys.argv[1:]
+        warnings.simplefilter("error", UserWarning)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        cli.train_cifar() if name == "train-cifar" else cli.ultimus()

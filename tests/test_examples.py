@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from processes import call
 
 from ultimus_ignite.handlers import CheckpointStore
 
@@ -16,8 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, folder):
-    command = [sys.executable, "-W", "error::UserWarning", EXAMPLES / name]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return call("python", EXAMPLES / name, cwd=folder)
 
 
 def test_the_block_as_a_layer(tmp_path):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Command
+from processes import Command, call
 from tensorboard_reader import times_written
 
 from ultimus_ignite.run_directory import RunDirectory
 
 BIN = Path(__file__).parents[1] / "bin"
-FLAGS = ["--data", "digits", "--batch-size", "128", "--epochs", "10", "--device", "cpu"]
+FLAGS = ["--data", "digits", "--batch-size", "128", "--epochs", "7", "--device", "cpu"]
 
 
 def start(out, *flags):
@@ -61,7 +61,7 @@ def assert_same(out, straight):
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
     ids=["SIGTERM", "SIGINT", "SIGHUP"],
 )
-@pytest.mark.parametrize("epoch", [1, 6])
+@pytest.mark.parametrize("epoch", [1, 3])
 def test_a_signal_saves_says_so_and_the_resumed_run_is_the_unbroken_one(
     tmp_path, straight, number, code, epoch
 ):
@@ -117,7 +117,7 @@ def test_what_does_not_touch_the_training_changes_nothing(tmp_path, straight):
 def test_a_damaged_checkpoint_is_named_and_the_older_one_goes_on(tmp_path, straight, damage):
     out = tmp_path / "run"
     process = start(out)
-    process.wait_for("EPOCH: 8 ")
+    process.wait_for("EPOCH: 5 ")
     process.kill()
     newest = max((out / "checkpoints").glob("*.pt"))
     data = newest.read_bytes()
@@ -201,10 +201,12 @@ def test_nobody_listening_does_not_end_the_run(tmp_path, straight, script):
 
 
 def test_umask_is_honoured(tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, BIN / "train-cifar", *FLAGS, "--epochs", "1", "--out", out]
-    shell = ["sh", "-c", 'umask 077; exec "$@"', "sh", *map(str, command)]
-    subprocess.run(shell, timeout=120, check=True, stdout=subprocess.DEVNULL)
+    out, script = tmp_path / "run", tmp_path / "script.py"
+    script.write_text(
+        "import os; from ultimus_ignite import cli; os.umask(0o077); cli.train_cifar()"
+    )
+    answer = call("python", script, *FLAGS, "--epochs", "1", "--out", out)
+    assert answer.returncode == 0, answer.stderr
     modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
     assert modes == {0o600}
 

@@ -1,12 +1,11 @@
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
+from processes import call
 
 from ultimus_ignite.handlers import GracefulStop
 
@@ -183,12 +182,10 @@ def test_runs_after_an_exception_do_not_take_their_own_handler_for_the_previous(
     assert signal.getsignal(signal.SIGTERM) == own
 
 
-def test_the_default_is_still_the_end_of_the_process():
-    script = """
+def test_the_default_is_still_the_end_of_the_process(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
 import signal
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from ignite.engine import Engine
 from ultimus_ignite.handlers import GracefulStop
 trainer = Engine(lambda engine, batch: 1 / 0)
@@ -199,8 +196,8 @@ try:
 except ZeroDivisionError:
     signal.raise_signal(signal.SIGTERM)
 print("alive")
-"""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+""")
+    ended = call("python", script)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
 
 
@@ -322,8 +319,7 @@ def test_workers_outlive_a_signal_to_the_whole_process_group(
 ):
     script = tmp_path / "script.py"
     script.write_text(WORKERS)
-    command = [sys.executable, script, context, tmp_path / "waiting", engine, *numbers]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = call("python", script, context, tmp_path / "waiting", engine, *numbers)
     assert (ended.returncode, ended.stdout) == (0, f"SIGTERM 1 {iterations} None True\n"), (
         ended.stderr
     )
@@ -354,8 +350,9 @@ def test_stops_detached_in_any_order_leave_the_signal_as_it_was(received):
     assert signal.getsignal(signal.SIGTERM) == own
 
 
-def test_a_process_that_is_forked_in_a_run_can_still_be_terminated():
-    script = """
+def test_a_process_that_is_forked_in_a_run_can_still_be_terminated(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
 import multiprocessing, time
 from ignite.engine import Engine
 from ultimus_ignite.handlers import GracefulStop
@@ -378,8 +375,8 @@ def step(engine, batch):
 trainer = Engine(step)
 GracefulStop().attach(trainer)
 print(trainer.run([0]).output)
-"""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+""")
+    ended = call("python", script)
     assert ended.stdout == f"{-signal.SIGTERM}\n", ended.stderr
 
 

@@ -24,7 +24,9 @@ from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.recipe import Recipe, check_ranges
 from ultimus_ignite.run_directory import RunDirectory
 
-LOADED_LATER = ["torch._dynamo", "matplotlib.backends.backend_agg", "tensorboardX"]  # by every run
+# 2 s of imports that wait until a run needs them.
+LOADED_LATER = ["torch._dynamo", "matplotlib.backends.backend_agg", "tensorboardX"]
+LOADED_LATER += ["sklearn.datasets", "sklearn.model_selection"]
 
 
 @dataclass(frozen=True, kw_only=True)
