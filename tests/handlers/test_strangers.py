@@ -58,7 +58,8 @@ class Unsized:
 class Strangers(RuleBasedStateMachine):
     @initialize(data=st.data())
     def write_a_script(self, data):
-        self.folder = Path(tempfile.mkdtemp())
+        self.place = tempfile.TemporaryDirectory()
+        self.folder = Path(self.place.name)
         self.options = data.draw(
             st.fixed_dictionaries(
                 {
@@ -272,6 +273,8 @@ class Strangers(RuleBasedStateMachine):
             handler.detach()
 
     def teardown(self):
+        if hasattr(self, "place"):
+            self.place.cleanup()
         if not hasattr(self, "attached"):
             return
         self.detach_all()
