@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.intersphinx",
 ]
 html_theme = "furo"
+html_show_copyright = False  # LICENSE has it
 myst_heading_anchors = 3  # links to headings, as repositories show them
 myst_enable_extensions = ["colon_fence"]
 
