@@ -5,9 +5,9 @@
 
 A mutant has one comparison, operator, number, truth value or call replaced or left out, drawn at
 random over all files of `ultimus_ignite/` and `handlers/`. Against it run first the tests that
-mirror its file or import its module, then those of whole runs and commands; the first red one kills
-it, and so does a test that hangs. Survivors are printed as a line of code each: read them, since
-some change nothing that anybody could see.
+mirror its file, import its module or call its command, then those of whole runs; the first red one
+kills it, and so does a test that hangs. Survivors are printed as a line of code each: read them,
+since some change nothing that anybody could see.
 """
 
 import argparse
@@ -102,12 +102,16 @@ def tests_of(path: Path) -> tuple[list[str], list[str]]:
     """The test files that are nearest to a file, and those of whole runs."""
     dotted = ".".join(path.with_suffix("").parts)
     dotted = f"ultimus_ignite.{dotted}" if path.parts[0] == "handlers" else dotted
+    is_command = path.parent.name == "commands"
+    command = f'"{path.stem.replace("_", "-")}"'
     files = [*ROOT.glob("tests/**/test_*.py")]
     wide = [str(file.relative_to(ROOT)) for file in files if file.stem in WIDE]
     near = [
         str(file.relative_to(ROOT))
         for file in files
-        if file.stem == f"test_{path.stem}" or dotted in file.read_text()
+        if file.stem == f"test_{path.stem}"
+        or dotted in (text := file.read_text())
+        or (is_command and command in text)
     ]
     room = Path("tests", *path.parent.parts[path.parts[0] == "ultimus_ignite" :])
     while not near:  # a part of what the room's tests try
