@@ -120,8 +120,9 @@ def test_a_stream_without_unicode_gets_ascii():
 
 def test_the_log_file_holds_the_plain_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    train(Terminal(), epochs=2, log_path=tmp_path / "log.txt")
-    text = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    path = tmp_path / "not" / "made" / "yet.txt"
+    train(Terminal(), epochs=2, log_path=path)
+    text = path.read_text(encoding="utf-8")
     assert SEED_BAR.search(text)
     assert len(text.splitlines()) == 4
     assert not set(text) & {"\r", "\x1b"}
