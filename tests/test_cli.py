@@ -346,6 +346,12 @@ def test_a_home_that_is_nobodys_is_one_line(tmp_path, command):
     assert re.fullmatch("ultimus: ~nobody-at-all/a: no such user: .*\n", answer.stderr)
 
 
+def test_a_name_is_said_as_it_is(tmp_path):
+    answer = call("ultimus", "evaluate", "two  spaces", cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "two  spaces" in answer.stderr
+
+
 def test_plot_of_no_run_is_one_line(tmp_path):
     for name in ("none", "a" * 300):
         answer = call("ultimus", "plot", "--debug", tmp_path / name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ultimus_ignite.errors import ExitCode, UserError
+from ultimus_ignite.errors import ExitCode, UserError, one_line
 from ultimus_ignite.machine.allocator import keep_freed_memory
 from ultimus_ignite.machine.cores import give_way
 
@@ -91,7 +91,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             # A plain UserError comes from a command's own check, so its traceback says nothing.
             if "--debug" in argv and type(error) is not UserError:
                 traceback.print_exception(error)
-            print(f"{prog}: {_one_line(error)}", file=sys.stderr)
+            print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
         return ExitCode.INTERNAL if code is None else int(code)
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -127,13 +127,9 @@ def is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
-
-
 def _sentence(warning: object) -> str:
     """The text of a warning, without the line of C++ that torch adds."""
-    return re.sub(r" ?\(Triggered internally at [^)]*\)", "", _one_line(warning))
+    return re.sub(r" ?\(Triggered internally at [^)]*\)", "", one_line(str(warning)))
 
 
 def _flush(stream: TextIO | None) -> None:
