@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDE = {"test_run", "test_train", "test_doctests", "test_cli", "test_reliability", "test_all"}
+WIDE |= {"test_ranks", "test_ranks_history", "test_runs"}
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -77,7 +78,7 @@ def changed(node: ast.AST) -> ast.AST | None:
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """Every mutant of a file."""
-    source = path.read_bytes()
+    source = (ROOT / path).read_bytes()
     starts = [0]
     for row in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(row))
@@ -88,7 +89,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             continue
         start = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
-        yield Mutant(path.relative_to(ROOT), node.lineno, start, end, f"({ast.unparse(new)})")
+        yield Mutant(path, node.lineno, start, end, f"({ast.unparse(new)})")
 
 
 def _hints(node: ast.AST) -> Iterator[ast.AST]:
@@ -98,26 +99,44 @@ def _hints(node: ast.AST) -> Iterator[ast.AST]:
             yield from ast.walk(hint)
 
 
+def sources() -> list[Path]:
+    """The files that are tested, in the repository."""
+    rooms = ("ultimus_ignite", "handlers")
+    return sorted(f.relative_to(ROOT) for room in rooms for f in ROOT.glob(f"{room}/**/*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    dotted = ".".join(path.with_suffix("").parts)
+    return f"ultimus_ignite.{dotted}" if path.parts[0] == "handlers" else dotted
+
+
 def tests_of(path: Path) -> tuple[list[str], list[str]]:
     """The test files that are nearest to a file, and those of whole runs."""
-    dotted = ".".join(path.with_suffix("").parts)
-    dotted = f"ultimus_ignite.{dotted}" if path.parts[0] == "handlers" else dotted
+    near = {*_mirrors(path)}
+    if not near:  # a part of what others do
+        dotted = module_of(path)
+        users = [other for other in sources() if dotted in (ROOT / other).read_text()]
+        near = {test for user in users for test in _mirrors(user)}
+    room = Path("tests", *path.parent.parts[path.parts[0] == "ultimus_ignite" :])
+    while not near:
+        near = {str(file.relative_to(ROOT)) for file in ROOT.glob(f"{room}/test_*.py")}
+        room = room.parent
+    wide = [str(f.relative_to(ROOT)) for f in ROOT.glob("tests/**/test_*.py") if f.stem in WIDE]
+    return sorted(near), [file for file in wide if file not in near]
+
+
+def _mirrors(path: Path) -> list[str]:
+    """The test files that have the name of a file, import its module or call its command."""
     is_command = path.parent.name == "commands"
     command = f'"{path.stem.replace("_", "-")}"'
-    files = [*ROOT.glob("tests/**/test_*.py")]
-    wide = [str(file.relative_to(ROOT)) for file in files if file.stem in WIDE]
-    near = [
+    return [
         str(file.relative_to(ROOT))
-        for file in files
+        for file in ROOT.glob("tests/**/test_*.py")
         if file.stem == f"test_{path.stem}"
-        or dotted in (text := file.read_text())
+        or module_of(path) in (text := file.read_text())
         or (is_command and command in text)
     ]
-    room = Path("tests", *path.parent.parts[path.parts[0] == "ultimus_ignite" :])
-    while not near:  # a part of what the room's tests try
-        near = [str(file.relative_to(ROOT)) for file in ROOT.glob(f"{room}/test_*.py")]
-        room = room.parent
-    return near, [file for file in wide if file not in near]
 
 
 def is_green(tests: list[str], copy: Path, timeout: float) -> bool:
@@ -158,10 +177,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=400, help="seconds for a set of tests")
     arguments = parser.parse_args()
-    files = sorted(
-        file for room in ("ultimus_ignite", "handlers") for file in ROOT.glob(f"{room}/**/*.py")
-    )
-    everything = [mutant for file in files for mutant in mutants_of(file)]
+    everything = [mutant for file in sources() for mutant in mutants_of(file)]
     drawn = random.Random(arguments.seed).sample(everything, arguments.count)
 
     with tempfile.TemporaryDirectory() as folder:
