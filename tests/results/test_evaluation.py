@@ -11,6 +11,7 @@ from sklearn import metrics
 from torch import nn
 
 from ultimus_ignite import Recipe, cli, load_run, train
+from ultimus_ignite.commands.evaluate import table
 from ultimus_ignite.data.augment import Normalize
 from ultimus_ignite.data.sources import load
 from ultimus_ignite.results.evaluation import calibration_error, evaluate
@@ -106,11 +107,16 @@ def test_the_measures_are_those_of_scikit_learn(run, seed):
     found_scores = np.array([astuple(each) for each in found.per_class.values()])
     np.testing.assert_allclose(found_scores.T, scores)
     assert tuple(found.per_class) == run.classes
+    first, second, third, *_ = table(found).splitlines()
+    assert first.startswith(f"accuracy: {found.accuracy:.2%} (")
     if len(classes) > 10:
+        assert second == f"top-5 accuracy: {found.top5:.2%}"
         top5 = metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=classes)
         assert found.top5 == pytest.approx(top5)
     else:
+        third = second
         assert found.top5 is None
+    assert third == f"loss: {found.loss:.4f}"
 
 
 def test_random_runs_have_few_and_many_classes(run):

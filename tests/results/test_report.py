@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from browser import CHROMIUM, Browser
 from PIL import Image
+from torch import nn
 
 from ultimus_ignite import Recipe, cli, load_run, train
 from ultimus_ignite.commands import report
 from ultimus_ignite.handlers.support.figures import save_lr_curves
 from ultimus_ignite.handlers.support.lr_curve import LRCurve
-from ultimus_ignite.modules import UltimusNet
+from ultimus_ignite.modules import UltimusBlock, UltimusNet
 from ultimus_ignite.recipe import RECIPES
 from ultimus_ignite.results.evaluation import evaluate
 from ultimus_ignite.results.report.attention import attention_maps, capture
@@ -363,6 +364,16 @@ def test_over_features_the_maps_are_the_blocks_own():
     assert not any(module._forward_pre_hooks for module in model.modules())
     maps = attention_maps(run, images)["blocks.0"]
     np.testing.assert_allclose(maps[1].numbers, captured["blocks.0"][1][1])
+
+
+def test_of_images_in_several_rows_of_tokens_the_map_is_the_mean():
+    torch.manual_seed(0)
+    block = UltimusBlock(8, 4, over="tokens")
+    model = nn.Sequential(nn.Unflatten(1, (3, 5, 8)), block)
+    rows = torch.randn(2, 3 * 5 * 8)
+    weights = capture(FakeRun(model), rows)["1"][1]
+    own = [block.attention(row) for row in rows.view(2, 3, 5, 8).unbind(1)]
+    torch.testing.assert_close(weights, sum(own) / 3)
 
 
 class FakeRun:

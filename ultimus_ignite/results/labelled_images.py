@@ -30,10 +30,10 @@ class LabelledImages(NamedTuple):
 
 def load_labelled_images(
     run: LoadedRun,
-    data: str | None = None,
+    data: str | None,
     *,
-    data_dir: str | None = None,
-    skip_unreadable: bool = False,
+    data_dir: str | None,
+    skip_unreadable: bool,
 ) -> LabelledImages:
     """The test images of a data set; the validation images if it has no test set.
 
@@ -42,8 +42,8 @@ def load_labelled_images(
 
     Args:
         run: whose classes and image size count.
-        data: see `ultimus_ignite.data.sources.load`; default: the data of the run.
-        data_dir: folder for downloads and decoded images; default: that of the run.
+        data: see `ultimus_ignite.data.sources.load`; None: the data of the run.
+        data_dir: folder for downloads and decoded images; None: that of the run.
         skip_unreadable: leave out files that are not readable images, as the run may do, too.
 
     Raises:
