@@ -1,4 +1,4 @@
-"""Claim: `train-cifar` is 50 times faster per training iteration than the notebook's loop.
+"""Claim: `train-cifar` is tens of times faster per training iteration than the notebook's loop.
 
     pip install -e '.[benchmarks]'
     python benchmarks/notebook_loop.py --data cifar10 [--epochs 24] [any other flag of train-cifar]
