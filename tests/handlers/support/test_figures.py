@@ -53,12 +53,13 @@ def test_each_panel_draws_its_column():
     for panel, column in zip(axes[:4], columns, strict=True):
         assert panel.lines[0].get_xdata().tolist() == [1, 2, 3]
         assert panel.lines[0].get_ydata().tolist() == [r[column] for r in rows]
-    assert axes[4].lines[0].get_ydata().tolist() == [0.1, 0.2]
+    assert axes[4].lines[0].get_xydata().tolist() == [[1, 0.1], [2, 0.2]]
     assert axes[0].get_position().x0 == axes[2].get_position().x0  # train loss over train accuracy
 
 
 def test_without_rates_each_epochs_first_is_drawn():
-    assert draw_curves([row(1), row(2)]).axes[4].lines[0].get_ydata().tolist() == [0.1, 0.05]
+    (line,) = draw_curves([row(1), row(2)]).axes[4].lines
+    assert line.get_xydata().tolist() == [[1, 0.1], [2, 0.05]]
 
 
 def test_a_column_that_was_not_measured_says_so():
