@@ -406,7 +406,11 @@ def test_the_colour_lies_where_the_weight_is():
     redness = shown[..., 0].astype(int) - shown[..., 2]
     cells = redness.reshape(2, 64, 2, 64).mean(axis=(1, 3))
     assert cells[1, 1] > cells[1, 0] > 20 > abs(cells[0, 0])
-    assert shown[0, 127].min() > 230  # the frame
+    frame = np.ones((64, 64), dtype=bool)
+    frame[2:62, 2:62] = False
+    white = shown.min(axis=-1) > 230
+    assert np.array_equal(white[:64, 64:], frame)
+    assert white.sum() == frame.sum()
     assert pixels_of(matrix(weights))[..., 3].tolist() == [[0, 0], [64, 255]]
 
 
