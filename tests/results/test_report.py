@@ -408,7 +408,7 @@ def test_the_colour_lies_where_the_weight_is():
     assert cells[1, 1] > cells[1, 0] > 20 > abs(cells[0, 0])
     frame = np.ones((64, 64), dtype=bool)
     frame[2:62, 2:62] = False
-    white = shown.min(axis=-1) > 230
+    white = shown.min(axis=-1) > 200  # of a JPEG
     assert np.array_equal(white[:64, 64:], frame)
     assert white.sum() == frame.sum()
     assert pixels_of(matrix(weights))[..., 3].tolist() == [[0, 0], [64, 255]]
