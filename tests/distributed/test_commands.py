@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_on_every_rank(tmp_path, flags, says):
         (["--processes", 0], {}, "processes must be at least 1, got 0"),
         (["--process-timeout", -1], {}, "process_timeout must be positive"),
         ([], {"RANK": "0"}, "RANK is set in the environment, but not WORLD_SIZE"),
-        (["--processes", 3], {"WORLD_SIZE": "2"}, "torchrun has started 2"),
+        (["--processes", 2], {"WORLD_SIZE": "3"}, "torchrun has started 3"),
     ],
 )
 def test_half_an_environment_is_one_line(tmp_path, flags, environment, says):

@@ -65,7 +65,10 @@ def test_without_rates_each_epochs_first_is_drawn():
 def test_a_column_that_was_not_measured_says_so():
     axes = draw_curves([row(1, test_loss=None)]).axes[1]
     assert not axes.lines
-    assert axes.texts[0].get_text() == "not measured"
+    (text,) = axes.texts
+    assert text.get_text() == "not measured"
+    assert text.get_transform() == axes.transAxes
+    assert text.get_position() == (0.5, 0.5)  # the middle
 
 
 def test_validation_has_panels_of_its_own():
