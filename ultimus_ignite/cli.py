@@ -91,7 +91,7 @@ def call(command: Callable[[str, Sequence[str]], None], prog: str, argv: Sequenc
             # A plain UserError comes from a command's own check, so its traceback says nothing.
             if "--debug" in argv and type(error) is not UserError:
                 traceback.print_exception(error)
-            print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
+            print(f"{prog}: {_joined(error)}", file=sys.stderr)
         return ExitCode.INTERNAL if code is None else int(code)
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -127,9 +127,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
+def _joined(message: object) -> str:
+    """The lines of a message, some of them indented, as one."""
+    return one_line(" ".join(filter(None, map(str.strip, str(message).splitlines()))))
+
+
 def _sentence(warning: object) -> str:
     """The text of a warning, without the line of C++ that torch adds."""
-    return re.sub(r" ?\(Triggered internally at [^)]*\)", "", one_line(str(warning)))
+    return re.sub(r" ?\(Triggered internally at [^)]*\)", "", _joined(warning))
 
 
 def _flush(stream: TextIO | None) -> None:

