@@ -43,7 +43,8 @@ def save_figure(figure: "Figure", path: Path) -> None:
         OSError: the write failed; the file keeps its old picture.
     """
     png = io.BytesIO()
-    figure.canvas.print_png(png)  # type: ignore[attr-defined]  # the same bytes as `savefig`, drawn once
+    # The bytes of `savefig`, which draws twice.
+    figure.canvas.print_png(png)  # type: ignore[attr-defined]
     replace_file(path, png.getvalue())
 
 

@@ -273,11 +273,12 @@ class Strangers(RuleBasedStateMachine):
             handler.detach()
 
     def teardown(self):
+        if hasattr(self, "attached"):
+            self.detach_all()
         if hasattr(self, "place"):
             self.place.cleanup()
         if not hasattr(self, "attached"):
             return
-        self.detach_all()
         assert len(self.optimizer._optimizer_step_pre_hooks) == 0
         assert len(self.optimizer._optimizer_step_post_hooks) == 0
         assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == self.signals
