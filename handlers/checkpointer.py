@@ -190,7 +190,7 @@ class Checkpointer(Attachable):
         """Restore the newest checkpoint; False if there is none.
 
         Raises:
-            CheckpointError: see `load_newest`.
+            CheckpointError: see `load_newest` and `restore`.
         """
         checkpoint = self.load_newest()
         if checkpoint is not None:
@@ -219,7 +219,11 @@ class Checkpointer(Attachable):
         return self.best_iteration, self.store.load(self.store.path(self.best_iteration))
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load a checkpoint into the live objects and continue its run."""
+        """Load a checkpoint into the live objects and continue its run.
+
+        Raises:
+            CheckpointError: an object cannot load what was saved of it.
+        """
         self.snapshot.restore(checkpoint)
         self.best_iteration, self.best_score = checkpoint["best"]
         self.store.run = checkpoint.get("run") or uuid.uuid4().hex

@@ -114,13 +114,24 @@ class Snapshot:
                 raise CheckpointError(f"{path}: refused: {error}") from None
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load a checkpoint that fits into the objects."""
+        """Load a checkpoint that fits into the objects.
+
+        Raises:
+            CheckpointError: an object cannot load its state, which another version of it may have
+                saved; the objects before it in ``to_save`` are loaded.
+        """
         for name, live in self.to_save.items():
-            if name in self.positions:
-                position = checkpoint.get("positions", {}).get(name)
-                self.positions[name].restore(checkpoint[name], position)
-            else:
-                load_state(live, checkpoint[name])
+            try:
+                if name in self.positions:
+                    position = checkpoint.get("positions", {}).get(name)
+                    self.positions[name].restore(checkpoint[name], position)
+                else:
+                    load_state(live, checkpoint[name])
+            except Exception as error:  # of any kind: ``live`` may be a user's own class
+                raise CheckpointError(
+                    f"Checkpointer cannot load {name} ({type(error).__name__}: {error}): "
+                    "resume with the code that saved it, or choose another folder"
+                ) from error
 
     def _differing_names(self, checkpoint: Mapping[str, Any]) -> list[str]:
         differing = sorted((checkpoint.keys() - OWN) ^ self.to_save.keys())

@@ -386,6 +386,20 @@ def roundtrip(folder, live, fresh):
     return fresh
 
 
+class Renamed(Counter):
+    """A later version of `Counter`, which reads what the earlier one did not save."""
+
+    def load_state_dict(self, state):
+        self.state = state["steps"]
+
+
+def test_an_object_that_cannot_load_its_state_is_named(tmp_path):
+    message = r"Checkpointer cannot load it \(KeyError: 'steps'\): resume with the code that saved"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        roundtrip(tmp_path, Counter({"iterations": 3}), Renamed({}))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 class WithExtraState(nn.Linear):
     extra = None
 
