@@ -5,6 +5,7 @@ Real processes, real signals and real exit codes; only the 4 s of imports are sh
 
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -73,6 +74,7 @@ class Command:
             stdout, stderr = self.stdout.read(), self.stderr.read()
         self.process.join()
         assert self.process.exitcode is not None
+        stdout = re.sub(r"\[Gloo\] Rank .*\n", "", stdout)  # said by torch 2.10 itself
         return Answer(self.process.exitcode, stdout, stderr)
 
     def kill(self) -> Answer:

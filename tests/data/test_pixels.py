@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import PIL
 import pytest
 from data.pictures import SIZE, Pixels, blocks, palette_image, white_page, write_png
 from hypothesis import given, settings
@@ -111,6 +112,8 @@ OPAQUE: dict[str, tuple[Save, int]] = {
     "pages.tiff": (animated, 0),
     "animated.gif": (animated_gif, 0),
 }
+if int(PIL.__version__.split(".")[0]) < 13:
+    del OPAQUE["ycbcr.tiff"]  # Pillow 12 cannot read what it writes
 TRANSPARENT: dict[str, tuple[Save, int]] = {
     "rgba.png": (as_mode("RGBA"), 1),
     "rgba.tiff": (as_mode("RGBA"), 1),

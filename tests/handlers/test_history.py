@@ -320,7 +320,8 @@ def test_the_classic_columns_come_first_and_other_names_after_them(tmp_path):
 def test_an_evaluation_after_the_run_does_not_replace_one_within():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     trainer, evaluators = measuring(optimizer)
-    history = History(optimizer).attach(trainer, {"val": evaluators["val"], "hold": Engine(print)})
+    other = Engine(lambda engine, batch: None)
+    history = History(optimizer).attach(trainer, {"val": evaluators["val"], "hold": other})
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluators["val"].run([0]))
     trainer.run(range(2), max_epochs=2)
     trainer.state.epoch = 9  # so that the same evaluator measures something else

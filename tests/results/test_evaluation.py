@@ -86,6 +86,7 @@ def test_the_numbers_are_those_of_the_log(tmp_path, digits, changes):
     assert line in [text for text in log.splitlines() if "Test set" in text][-1]
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # scikit-learn 1.7
 @pytest.mark.parametrize("seed", range(6))
 def test_the_measures_are_those_of_scikit_learn(run, seed):
     run, images, labels = any_run(run, seed)

@@ -1,8 +1,10 @@
 """`cifar10` and `cifar100`: torchvision's data sets, downloaded and checked if missing."""
 
 import os
+import shutil
 import socket
 import tarfile
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +41,8 @@ def load_cifar(name: str, data_dir: Path) -> ImageData:
     try:  # torchvision compares the md5 of every file before it unpickles any
         train, test = (dataset(data_dir, train=train) for train in (True, False))
     except (OSError, RuntimeError) as error:
-        expected = dict([*dataset.train_list, *dataset.test_list])
-        expected[dataset.meta["filename"]] = dataset.meta["md5"]
-        damaged = ", ".join(f for f, md5 in expected.items() if not _is_intact(folder / f, md5))
+        files = _files(dataset).items()
+        damaged = ", ".join(name for name, md5 in files if not _is_intact(folder / name, md5))
         advice = "delete the folder to fetch it again"
         raise DataError(f"{folder}: missing or damaged: {damaged}; {advice}") from error
     # torchvision turns the (N, 3, 32, 32) of the files into (N, 32, 32, 3): turn it back.
@@ -62,8 +63,7 @@ def _fetch(dataset: "type[CIFAR10]", data_dir: Path) -> None:
             if not archive.exists():
                 archive = scratch / dataset.filename
                 _download(dataset.url, archive, dataset.tgz_md5)
-            with tarfile.open(archive) as members:
-                members.extractall(scratch, filter=_harmless)
+            _unpack(archive, scratch / dataset.base_folder, _files(dataset))
             (scratch / dataset.base_folder).rename(folder)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         if folder.is_dir():
@@ -72,10 +72,21 @@ def _fetch(dataset: "type[CIFAR10]", data_dir: Path) -> None:
         raise UnobtainableError(f"{dataset.url}: cannot be fetched ({error}): {advice}") from error
 
 
-def _harmless(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Refuse paths outside the folder; take permissions from the umask, not from the archive."""
-    member = tarfile.data_filter(member, folder)
-    return member.replace(mode=None, deep=False)  # type: ignore[arg-type]  # None is documented
+def _files(dataset: "type[CIFAR10]") -> dict[str, str]:
+    """The md5 of each file that torchvision reads."""
+    named = dict([*dataset.train_list, *dataset.test_list])
+    return named | {dataset.meta["filename"]: dataset.meta["md5"]}
+
+
+def _unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
+    """Write the named files to a new folder, and nothing else that the archive may hold."""
+    folder.mkdir()
+    wanted = {f"{folder.name}/{name}": folder / name for name in names}
+    with tarfile.open(archive) as members:
+        for member in members:
+            if member.isfile() and member.name in wanted:
+                with wanted[member.name].open("wb") as file:
+                    shutil.copyfileobj(members.extractfile(member), file)  # type: ignore[arg-type]
 
 
 def _download(url: str, archive: Path, md5: str) -> None:

@@ -38,9 +38,10 @@ def select_precision(name: Precision, device: torch.device) -> Precision:
     """
     if name != "auto":
         return name
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 does not tell
     is_fast = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "cpu": lambda: capabilities().get("avx512_bf16", False),
     }
     return "bfloat16" if is_fast.get(device.type, bool)() else "float32"
 
