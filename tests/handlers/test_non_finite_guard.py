@@ -217,6 +217,29 @@ def test_after_an_exception_the_next_step_outside_is_free_and_takes_the_hooks_aw
     assert hooks(optimizer) == 1
 
 
+def test_a_run_interrupted_at_its_last_iteration_leaves_nothing_to_the_next():
+    weight, optimizer = one_weight()
+    during = []
+
+    def step(engine, batch):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        during.append(hooks(optimizer))
+        return 1.0
+
+    trainer = Engine(step)
+    trainer.logger.disabled = True
+    NonFiniteGuard(optimizer).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), trainer.interrupt)
+    trainer.run([0])
+    trainer.run([0])  # goes on with what is left: no iteration
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run([0], max_epochs=2)
+    step(None, 0)
+    assert during == [2, 2, 0]
+
+
 def test_a_flag_that_a_failed_step_left_does_not_skip_the_next():
     weight, optimizer = one_weight(fused=True)
 
