@@ -1,4 +1,10 @@
+import re
+
+import pytest
+import torch
 from processes import call
+
+from ultimus_ignite.modules import UltimusNet
 
 
 def test_all_is_well_and_nothing_is_left(tmp_path):
@@ -47,3 +53,15 @@ def test_a_rate_that_a_range_test_will_choose_is_no_error(tmp_path):
     answer = call("ultimus", "doctor", *flags)
     assert answer.returncode == 0, answer.stdout
     assert "72 iterations, up to a rate that a range test will choose" in answer.stdout
+
+
+def test_the_room_is_that_of_four_checkpoints(tmp_path):
+    model = UltimusNet()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "one.pt")
+    four = 4 * (tmp_path / "one.pt").stat().st_size / 1e6
+    answer = call("ultimus", "doctor", "--data", "digits", "--out", tmp_path / "a")
+    needed = float(re.search(r"GB free, ([\d.]+) MB needed", answer.stdout)[1])
+    assert needed == pytest.approx(four, rel=0.3)

@@ -242,11 +242,21 @@ def test_files_that_are_no_images_are_left_out_if_they_may_be(command, tmp_path)
     assert err == f"left out: 1 unreadable file ({tmp_path}/some/1/0.png)\n"
 
 
-def test_a_class_that_the_run_lacks_is_named(command, tmp_path):
-    folder_of(tmp_path / "some" / "train", "123").joinpath("3").rename(tmp_path / "some/train/owl")
+@pytest.mark.parametrize(
+    ("count", "named"),
+    [
+        (1, "owl0"),
+        (5, "owl0, owl1, owl2, owl3, owl4"),
+        (6, "owl0, owl1, owl2, owl3, owl4, ..."),
+    ],
+)
+def test_classes_that_the_run_lacks_are_named_up_to_five(command, tmp_path, count, named):
+    folder = folder_of(tmp_path / "some" / "train", "1234567")
+    for number in range(count):
+        folder.joinpath(str(number + 1)).rename(folder / f"owl{number}")
     code, out, err = command("--data", "folder:some")
     assert (code, out) == (2, "")
-    assert f"{tmp_path}/some: the run has no class owl; its 10 classes are 0, 1, " in err
+    assert f"{tmp_path}/some: the run has no class {named}; its 10 classes are 0, 1, " in err
     assert err.count("\n") == 1
 
 

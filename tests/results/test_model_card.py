@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import binomtest
 
 from ultimus_ignite import Recipe, train
 from ultimus_ignite.results.model_card import model_card, write_card
@@ -51,7 +52,9 @@ def test_a_finished_run_has_the_card(folder):
     card = (folder / "README.md").read_text()
     accuracy = json.loads((folder / "status.json").read_text())["test_accuracy"]
     assert f"value: {accuracy!r}" in front_matter(card).splitlines()[-1]
-    assert f"Accuracy {accuracy:.2%} on 360 test images" in card
+    low, high = binomtest(round(accuracy * 360), 360).proportion_ci(method="wilson")
+    interval = f"(95 % interval {low:.2%} to {high:.2%}, "
+    assert f"Accuracy {accuracy:.2%} on 360 test images {interval}" in card
     assert card == model_card(RunDirectory(folder))
 
 
