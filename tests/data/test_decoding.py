@@ -116,6 +116,18 @@ def test_where_no_process_can_help_this_one_decodes(
     assert all((found[i] == pixels).all() for i, pixels in enumerate(expected(files)))
 
 
+def test_what_a_library_prints_is_no_answer(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = "print('Hello', flush=True)\ndef register_heif_opener(): print('again', flush=True)\n"
+    (tmp_path / "pillow_heif.py").write_text(library)
+    expected_here = expected(files)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(decoder_processes, "decode_here", None)  # each file comes from the process
+    found = dict(decode_in_processes(files, 32, 1, 4))
+    assert all((found[i] == pixels).all() for i, pixels in enumerate(expected_here))
+
+
 @pytest.mark.parametrize("killed", [1, 2])
 def test_the_files_of_a_process_that_is_killed_are_decoded_by_others(
     files: list[str], in_parallel: list[subprocess.Popen[bytes]], killed: int
