@@ -1,10 +1,16 @@
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from processes import call
 
+from ultimus_ignite.build import build
+from ultimus_ignite.commands.doctor import disk_space
+from ultimus_ignite.errors import UserError
 from ultimus_ignite.modules import UltimusNet
+from ultimus_ignite.recipe import Recipe
 
 
 def test_all_is_well_and_nothing_is_left(tmp_path):
@@ -55,13 +61,18 @@ def test_a_rate_that_a_range_test_will_choose_is_no_error(tmp_path):
     assert "72 iterations, up to a rate that a range test will choose" in answer.stdout
 
 
-def test_the_room_is_that_of_four_checkpoints(tmp_path):
+def test_the_room_is_that_of_four_checkpoints(tmp_path, monkeypatch):
     model = UltimusNet()
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "one.pt")
     four = 4 * (tmp_path / "one.pt").stat().st_size / 1e6
-    answer = call("ultimus", "doctor", "--data", "digits", "--out", tmp_path / "a")
-    needed = float(re.search(r"GB free, ([\d.]+) MB needed", answer.stdout)[1])
-    assert needed == pytest.approx(four, rel=0.3)
+    parts = build(Recipe(data="digits", device="cpu"))
+    enough = re.search(r"GB free, ([\d.]+) MB needed", disk_space(tmp_path, parts))
+    assert float(enough[1]) == pytest.approx(four, rel=0.3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0.5 * four * 1e6))
+    with pytest.raises(UserError, match=r"^\d+ MB free, \d+ needed: free some$") as too_little:
+        disk_space(tmp_path, parts)
+    free, needed = map(int, re.findall(r"\d+", str(too_little.value)))
+    assert [2 * free, needed] == pytest.approx([four, float(enough[1])], abs=1.5)
