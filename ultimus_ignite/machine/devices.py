@@ -1,5 +1,8 @@
 """What a run computes on, and with which numbers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from ultimus_ignite.recipe import Precision, Recipe
@@ -38,7 +41,8 @@ def select_precision(name: Precision, device: torch.device) -> Precision:
     """
     if name != "auto":
         return name
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 does not tell
+    # torch 2.10 does not tell.
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     is_fast = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "cpu": lambda: capabilities().get("avx512_bf16", False),
