@@ -215,7 +215,7 @@ class NonFiniteGuard(Attachable):
         )
 
     def _hook_on(self, engine: Engine) -> None:
-        self.close()  # `pause` may come to this a run later, if no iteration was left to the first
+        self.close()  # `pause` waits for an iteration, which may be one of the next run
         self._hooks.append(self.optimizer.register_step_pre_hook(self.inspect_gradients))
         self._hooks.append(self.optimizer.register_step_post_hook(self._take_flag_back))
 
